@@ -1,0 +1,1 @@
+"""A robot with one camera drives through worlds never trained on."""

@@ -1,0 +1,1 @@
+"""Evaluation on recordings, and its report."""

@@ -1,0 +1,1 @@
+"""Pure functions on arrays: intrinsics, clouds, floor, scale, obstacles."""

@@ -1,0 +1,262 @@
+"""Bags as recordings: pictures matched with the camera_info and truths of their stamp."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtl_perception.encodings import EncodingError, picture_size
+from mtl_perception.frames import CameraFrame, Intrinsics
+from mtl_perception.recordings._base import (
+    BaseRecording,
+    RecordedFrame,
+    RecordingError,
+    TrueBoxes,
+    Truth,
+)
+from mtl_perception.recordings._storage import Bag, BagError, BagMessage
+from mtl_perception.recordings._topics import (
+    COMPRESSED,
+    IMAGE,
+    TF_TYPES,
+    CameraTopics,
+    TopicChoice,
+    find_cameras,
+)
+from mtl_perception.recordings._transforms import Transforms
+from mtl_perception.recordings._truths import (
+    read_attributes,
+    read_boxes,
+    read_pixels,
+    read_truth,
+)
+
+_MOST_WAITING = 30
+_MOST_TRUTHS = 90
+_WAIT_NS = 1_000_000_000
+
+
+@dataclass
+class _Camera:
+    """One camera's topics, and which of its messages wait to be matched."""
+
+    topics: CameraTopics
+    waiting: deque[tuple[int, BagMessage]] = field(default_factory=deque)
+    known: dict[str, dict[int, BagMessage]] = field(default_factory=dict)
+    newest: dict[str, int] = field(default_factory=dict)
+    info: Any = None
+    last_stamp: int | None = None
+    seen: Counter[str] = field(default_factory=Counter)
+
+
+class BagRecording(BaseRecording):
+    """A bag of any kind, its topics found by type and name unless given.
+
+    Every camera of the bag is read, each with its own camera_info and truth.
+    """
+
+    def __init__(self, path: Path, choice: TopicChoice, tolerance_s: float) -> None:
+        super().__init__(path, path.name)
+        self._tolerance_ns = round(tolerance_s * 1e9)
+        self._tf = Transforms()
+        with Bag(path) as bag:
+            found = dict(bag.topics)
+            self._counts = dict(bag.counts)
+            problems = list(bag.problems)
+        self._tf_topics = [topic for topic, kind in found.items() if kind in TF_TYPES]
+        cameras, remarks = find_cameras(found, choice)
+        self.remarks += remarks
+        if not cameras:
+            there = ', '.join(f'{topic} ({kind})' for topic, kind in sorted(found.items()))
+            raise RecordingError(
+                f'{path} has no camera pictures: expected a topic of {IMAGE} or {COMPRESSED}; '
+                f'there are {there or "none"}' + ''.join(f'; {text}' for text in problems)
+            )
+        self._cameras = [_Camera(topics) for topics in cameras]
+        for topics in cameras:
+            suffix = f' of {topics.image}' if len(cameras) > 1 else ''
+            self.topics[f'image{suffix}'] = topics.image
+            if topics.info:
+                self.topics[f'camera_info{suffix}'] = topics.info
+            for role, topic in topics.truths.items():
+                self.topics[f'{role}{suffix}'] = topic
+                self.sources[role] = topics.source(role)
+        self._name_derived_normals()
+
+    def __len__(self) -> int:
+        return sum(self._counts.get(camera.topics.image, 0) for camera in self._cameras)
+
+    def frames(self) -> Iterator[RecordedFrame]:
+        """Yield the frames in recorded order, each with the truths of its stamp."""
+        wanted: dict[str, list[tuple[_Camera, str]]] = defaultdict(list)
+        for camera in self._cameras:
+            wanted[camera.topics.image].append((camera, 'image'))
+            if camera.topics.info:
+                wanted[camera.topics.info].append((camera, 'info'))
+            for role, topic in camera.topics.truths.items():
+                wanted[topic].append((camera, role))
+                camera.known[role] = {}
+        with Bag(self.path) as bag:
+            for message in bag.messages({*wanted, *self._tf_topics}):
+                if message.type in TF_TYPES:
+                    self._take_transforms(bag, message)
+                for camera, role in wanted.get(message.topic, ()):
+                    self._take(bag, camera, role, message)
+                for camera in self._cameras:
+                    yield from self._ready(bag, camera, message.time_ns)
+            for camera in self._cameras:
+                yield from self._ready(bag, camera, None)
+            for problem in bag.problems:
+                self._remark(problem)
+        self._name_what_was_missing()
+
+    def _take_transforms(self, bag: Bag, message: BagMessage) -> None:
+        try:
+            self._tf.add(bag.decode(message), static=message.topic.endswith('static'))
+        except BagError:
+            self.skipped[f'{message.topic}: messages that cannot be read'] += 1
+
+    def _take(self, bag: Bag, camera: _Camera, role: str, message: BagMessage) -> None:
+        camera.seen[role] += 1
+        if role == 'info':
+            try:
+                camera.info = bag.decode(message)
+            except BagError:
+                self.skipped[f'{message.topic}: messages that cannot be read'] += 1
+            return
+        stamp = bag.stamp_ns(message)
+        if role != 'image':
+            truths = camera.known[role]
+            truths.pop(stamp, None)  # so that a stamp that comes again is the newest
+            truths[stamp] = message
+            camera.newest[role] = stamp
+            if len(truths) > _MOST_TRUTHS:
+                truths.pop(next(iter(truths)))
+            return
+        if camera.last_stamp is not None and stamp < camera.last_stamp:
+            self.skipped[f'{message.topic}: stamps that ran backwards (frames were kept)'] += 1
+        camera.last_stamp = stamp
+        camera.waiting.append((stamp, message))
+
+    def _ready(self, bag: Bag, camera: _Camera, now_ns: int | None) -> Iterator[RecordedFrame]:
+        """Yield waiting pictures for which nothing better can come."""
+        while camera.waiting:
+            stamp, message = camera.waiting[0]
+            waited = now_ns is None or now_ns - message.time_ns > _WAIT_NS
+            if not waited and len(camera.waiting) <= _MOST_WAITING:
+                complete = camera.info is not None or camera.topics.info is None
+                for role, truths in camera.known.items():
+                    passed = camera.newest.get(role, -1) > stamp + self._tolerance_ns
+                    complete &= stamp in truths or passed
+                if self._tf_topics:
+                    complete &= self._tf.reaches(stamp)
+                if not complete:
+                    return
+            camera.waiting.popleft()
+            frame = self._frame(bag, camera, message, stamp)
+            if frame is not None:
+                yield frame
+
+    def _frame(
+        self, bag: Bag, camera: _Camera, message: BagMessage, stamp: int
+    ) -> RecordedFrame | None:
+        try:
+            decoded = bag.decode(message)
+            pixels, encoding = read_pixels(decoded, message.type)
+            height, width = picture_size(pixels, encoding)
+        except (BagError, EncodingError) as error:
+            self._skip(message.topic, 'pictures that cannot be decoded', error)
+            return None
+        truth: dict[str, Truth] = {}
+        boxes: TrueBoxes | None = None
+        attributes: dict[str, str | tuple[str, ...]] = {}
+        used = [message]
+        for role, topic in camera.topics.truths.items():
+            found = self._match(camera.known[role], stamp)
+            if found is None:
+                self.skipped[f'{topic}: pictures without a message of their time'] += 1
+                continue
+            try:
+                content = bag.decode(found)
+                if role == 'boxes':
+                    boxes = read_boxes(content)
+                elif role == 'attributes':
+                    attributes = read_attributes(content)
+                else:
+                    truth[role] = read_truth(role, content, found.type)
+            except (BagError, EncodingError) as error:
+                self._skip(found.topic, 'messages that cannot be used', error)
+                continue
+            if role in truth and not truth[role].fits(height, width):
+                shape = 'x'.join(map(str, truth.pop(role).size[::-1]))
+                self.skipped[
+                    f'{found.topic}: {shape} shows another view than {width}x{height}'
+                ] += 1
+                continue
+            used.append(found)
+        frame_id = str(decoded.header.frame_id)
+        return RecordedFrame(
+            id=str(stamp),
+            camera=camera.topics.image,
+            frame=CameraFrame(
+                pixels, encoding, self._intrinsics(camera, width, height), stamp, frame_id
+            ),
+            truth=truth,
+            boxes=boxes,
+            attributes=attributes,
+            pose=self._tf.pose(frame_id, stamp),
+            time_ns=message.time_ns,
+            messages=tuple(used) if bag.is_ros2 else (),
+        )
+
+    def _skip(self, topic: str, what: str, error: Exception) -> None:
+        self.skipped[f'{topic}: {what}'] += 1
+        self._remark(f'{topic}: {error}')
+
+    def _match(self, truths: dict[int, BagMessage], stamp: int) -> BagMessage | None:
+        if stamp in truths:
+            return truths[stamp]
+        nearest = min(truths, key=lambda other: abs(other - stamp), default=None)
+        if nearest is None or abs(nearest - stamp) > self._tolerance_ns:
+            return None
+        return truths[nearest]
+
+    def _intrinsics(self, camera: _Camera, width: int, height: int) -> Intrinsics | None:
+        info, topics = camera.info, camera.topics
+        if info is None:
+            return None
+        matrix = np.asarray(info.k if hasattr(info, 'k') else info.K, np.float64)
+        distortion = np.asarray(info.d if hasattr(info, 'd') else info.D, np.float64)
+        if np.abs(distortion).max(initial=0) > 1e-6:
+            self._remark(f'{topics.image} is distorted; its pictures are not rectified')
+        try:
+            given = Intrinsics(
+                int(info.width) or width,
+                int(info.height) or height,
+                matrix[0],
+                matrix[4],
+                matrix[2],
+                matrix[5],
+            )
+        except ValueError as error:
+            self._remark(f'{topics.info}: {error}')
+            return None
+        scale = width / given.width
+        if abs(given.height * scale - height) > 1:
+            self._remark(
+                f'{topics.info} is for {given.width}x{given.height} but pictures are '
+                f'{width}x{height}: depth is not calibrated'
+            )
+            return None
+        return given if scale == 1 else given.scaled(scale, width, height)
+
+    def _name_what_was_missing(self) -> None:
+        for camera in self._cameras:
+            for role, topic in (('info', camera.topics.info), *camera.topics.truths.items()):
+                if topic and not camera.seen[role]:
+                    self._remark(f'{topic} has no messages')

@@ -1,0 +1,57 @@
+"""What a process needs before it can speak ROS 2, where no setup script has prepared it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+_VARIABLE = 'FASTDDS_DEFAULT_PROFILES_FILE'
+_OLDER_VARIABLE = 'FASTRTPS_DEFAULT_PROFILES_FILE'
+
+
+def find_package_prefix() -> None:
+    """Let ROS find the packages of this virtual environment; leaves a sourced setup in front."""
+    own = Path(sys.prefix)
+    if not (own / 'share' / 'ament_index' / 'resource_index').is_dir():
+        return
+    prefixes = [p for p in os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep) if p]
+    if str(own) not in prefixes:
+        os.environ['AMENT_PREFIX_PATH'] = os.pathsep.join([*prefixes, str(own)])
+
+
+def shared_folder(name: str) -> Path:
+    """Return the folder `name` ('config', 'models', ...) of the repository or the installation."""
+    root = Path(__file__).resolve().parents[2]
+    if (root / 'package.xml').is_file():
+        return root / name
+    from ament_index_python.packages import get_package_share_directory
+
+    return Path(get_package_share_directory('mtl_perception')) / name
+
+
+def fastdds_variable() -> str:
+    """Return the variable that names a Fast DDS profile in the ROS distribution at hand."""
+    older = os.environ.get('ROS_DISTRO', '') in ('humble', 'iron', 'jazzy')
+    return _OLDER_VARIABLE if older else _VARIABLE
+
+
+def choose_fastdds_profile(name: str) -> Path | None:
+    """Use a shipped Fast DDS profile in this process unless the user has chosen a middleware.
+
+    Without one, Fast DDS loses nearly every best-effort image of 0.9 MB. Call it before the first
+    context is initialised.
+
+    Args:
+        name: 'local' (this machine only) or 'network' (other machines may listen, too).
+
+    Returns:
+        The profile, or None where a profile or another middleware was already chosen.
+    """
+    if os.environ.get('RMW_IMPLEMENTATION', 'rmw_fastrtps_cpp') != 'rmw_fastrtps_cpp':
+        return None
+    if os.environ.get(_VARIABLE) or os.environ.get(_OLDER_VARIABLE):
+        return None
+    profile = shared_folder('config') / f'fastdds_{name}.xml'
+    os.environ[fastdds_variable()] = str(profile)
+    return profile

@@ -1,0 +1,353 @@
+"""Points, obstacles, scan and floor of one camera, from its predictions."""
+
+from __future__ import annotations
+
+import array
+from collections.abc import Collection, Sequence
+
+import numpy as np
+from rclpy.node import Node
+from rclpy.publisher import Publisher
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import LaserScan, PointCloud2, PointField
+from std_msgs.msg import Header
+
+from mtl_perception.frames import CameraFrame, Prediction
+from mtl_perception.geometry.cloud import POINT, thin_by_stride, thin_by_voxel
+from mtl_perception.geometry.obstacles import OBSTACLE_POINT, ClassRoles, ObstacleConfig
+from mtl_perception.geometry.pipeline import GeometryConfig, Scene, SceneGeometry
+from mtl_perception.geometry.scale import ScaleObservation
+from mtl_perception.msg import FloorPlane
+from mtl_perception.ros import qos
+from mtl_perception.ros.camera import Camera
+from mtl_perception.ros.conversions import to_nanoseconds
+from mtl_perception.ros.orientation import turn_rotation
+from mtl_perception.ros.outputs import Filled, picture
+from mtl_perception.ros.parameters import Settings
+from mtl_perception.ros.poses import TransformSource, pose_matrix
+from mtl_perception.ros.references import ScaleReference
+
+_KINDS = {
+    'points': PointCloud2,
+    'obstacles': PointCloud2,
+    'scan': LaserScan,
+    'floor': FloorPlane,
+}
+
+_NEEDED = frozenset({'label', 'confidence', 'depth', 'normal'})
+
+_FIELD_TYPES = {
+    np.dtype('f4'): PointField.FLOAT32,
+    np.dtype('u1'): PointField.UINT8,
+}
+
+
+class SceneOutputs:
+    """Publishers of what is computed from depth; nothing is computed without a subscriber.
+
+    Attributes:
+        applied_scale: factor that the last frame's depth was multiplied by; 1 for none.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        camera: Camera,
+        prefix: str,
+        available: Collection[str],
+        class_names: Sequence[str],
+        transforms: TransformSource,
+        profile: QoSProfile,
+    ) -> None:
+        """Create the publishers.
+
+        Args:
+            node: that publishes.
+            camera: whose predictions they carry.
+            prefix: of all topics.
+            available: outputs of the bundle's graph; without depth there are no topics.
+            class_names: of the bundle, where 'floor' and 'ceiling' have a meaning.
+            transforms: says where the camera is.
+            profile: that is offered.
+        """
+        self.applied_scale = 1.0
+        self._node = node
+        self._camera = camera
+        self._available = frozenset(available) & _NEEDED
+        self._transforms = transforms
+        self._roles = ClassRoles.from_names(class_names)
+        self._geometry = SceneGeometry(GeometryConfig(roles=self._roles))
+        self._configured_for: tuple[object, ...] | None = None
+        self._publishers: dict[str, Publisher] = {}
+        if 'depth' in available:
+            for topic, kind in _KINDS.items():
+                self._publishers[topic] = node.create_publisher(
+                    kind, prefix + topic, profile, event_callbacks=qos.no_publisher_events()
+                )
+        chosen = camera.settings
+        self._reference: ScaleReference | None = None
+        if 'depth' in available and chosen.scale_reference != 'camera_height':
+            self._reference = ScaleReference(
+                node, chosen.scale_reference, chosen.scale_reference_topic, transforms
+            )
+        self._points = _cloud_message(POINT)
+        self._obstacles = _cloud_message(OBSTACLE_POINT)
+        self._scan = LaserScan()
+        self._floor = FloorPlane()
+
+    def close(self) -> None:
+        """Destroy the publishers and the subscription to the reference."""
+        for publisher in self._publishers.values():
+            self._node.destroy_publisher(publisher)
+        self._publishers.clear()
+        if self._reference is not None:
+            self._reference.close()
+            self._reference = None
+
+    @property
+    def topics(self) -> list[str]:
+        """Return the full names of all topics."""
+        return [publisher.topic_name for publisher in self._publishers.values()]
+
+    def wanted(self, enabled: Collection[str]) -> set[str]:
+        """Return the topics that someone listens to."""
+        return {
+            topic
+            for topic, publisher in self._publishers.items()
+            if topic in enabled and publisher.get_subscription_count() > 0
+        }
+
+    def needed(self, wanted: Collection[str], settings: Settings) -> frozenset[str]:
+        """Return the network's outputs that these topics need."""
+        if any(topic in _KINDS for topic in wanted):
+            return self._available
+        # Boxes in metres need the scale where it is to be applied.
+        scaled = settings.scale == 'apply' and 'detections_3d' in wanted
+        return self._available if scaled else frozenset()
+
+    def fill(
+        self,
+        header: Header,
+        frame: CameraFrame,
+        prediction: Prediction,
+        wanted: Collection[str],
+        settings: Settings,
+    ) -> Filled:
+        """Compute the wanted topics and write their messages.
+
+        Args:
+            header: of the input message.
+            frame: the upright picture.
+            prediction: of the upright picture; the floor is looked for where it is below.
+            wanted: topics from `wanted`.
+            settings: of the node.
+        """
+        self.applied_scale = 1.0
+        topics = {topic for topic in wanted if topic in _KINDS}
+        asked = set(topics)
+        if settings.scale == 'apply' and 'detections_3d' in wanted:
+            asked.add('floor')  # which says the scale
+        if not asked:
+            return []
+        if prediction.intrinsics is None or prediction.depth is None:
+            if topics:
+                self._camera.warn(
+                    'scene',
+                    f'{self._camera.label}: no {", ".join(sorted(topics))}: they need a '
+                    'calibrated camera: publish camera_info or set focal_length_px',
+                )
+            return []
+        self._configure(settings)
+        degrees = self._camera.settings.rotate
+        height, width = prediction.depth.shape
+        with_points = 'points' in topics
+        in_place = degrees == 0 and settings.points_stride == 1 and settings.points_voxel == 0
+        base_from_upright = self._base_from_upright(header.frame_id, settings, degrees)
+        scene = self._geometry.update(
+            prediction,
+            picture(frame, height, width) if with_points else None,
+            time_s=to_nanoseconds(header.stamp) / 1e9,
+            outputs=asked,
+            base_from_camera=base_from_upright,
+            scale_reference=self._observe(
+                header, prediction, settings, base_from_upright, degrees
+            ),
+            use_height=self._reference is None,
+            cloud_out=(
+                _cloud_array(self._points, height, width, POINT)
+                if with_points and in_place
+                else None
+            ),
+        )
+        if scene.scale_applied:
+            self.applied_scale = float(scene.scale.scale)
+        if scene.scale.warning:
+            self._camera.warn('scale', f'{self._camera.label}: {scene.scale.warning}')
+        # What the geometry sees is upright; what is published is in the camera's own frame.
+        camera_from_upright = turn_rotation(-degrees)
+        filled: Filled = []
+        if 'floor' in topics:
+            self._fill_floor(header, scene, camera_from_upright)
+            filled.append((self._publishers['floor'], self._floor))
+        if scene.scan_refusal:
+            reason = self._transforms.problem or scene.scan_refusal
+            self._camera.warn('scan', f'{self._camera.label}: {reason}')
+        if scene.scan is not None:
+            self._fill_scan(header, scene, settings)
+            filled.append((self._publishers['scan'], self._scan))
+        if scene.obstacles is not None:
+            _turn_vectors(scene.obstacles, ('x', 'y'), degrees)
+            _fill_cloud(self._obstacles, scene.obstacles[None])
+            self._obstacles.is_dense = True
+            self._obstacles.header = header
+            filled.append((self._publishers['obstacles'], self._obstacles))
+        if scene.cloud is not None:
+            if not in_place:
+                cloud = thin_by_stride(scene.cloud, settings.points_stride)
+                _turn_vectors(cloud, ('x', 'y'), degrees)
+                _turn_vectors(cloud, ('normal_x', 'normal_y'), degrees)
+                cloud = np.rot90(cloud, degrees // 90)
+                if settings.points_voxel > 0:
+                    cloud = thin_by_voxel(cloud, settings.points_voxel)[None]
+                _fill_cloud(self._points, cloud)
+            self._points.is_dense = False
+            self._points.header = header
+            filled.append((self._publishers['points'], self._points))
+        return filled
+
+    def _observe(
+        self,
+        header: Header,
+        prediction: Prediction,
+        settings: Settings,
+        base_from_upright: np.ndarray | None,
+        degrees: int,
+    ) -> ScaleObservation | None:
+        """Return what another sensor says about the scale, where one was chosen."""
+        if self._reference is None or settings.scale == 'off':
+            return None
+        observation = self._reference.observe(
+            header, prediction, settings.base_frame, base_from_upright, degrees
+        )
+        if self._reference.problem:
+            self._camera.warn(
+                'reference', f'{self._camera.label}: no scale: {self._reference.problem}'
+            )
+        return observation
+
+    def _configure(self, settings: Settings) -> None:
+        """Take changed parameters over without losing the filtered scale and the last floor."""
+        camera_height = self._camera.settings.camera_height
+        tilt_std = self._camera.settings.camera_tilt_std
+        chosen = (
+            settings.scale,
+            camera_height,
+            tilt_std,
+            settings.confidence_threshold,
+            settings.max_range,
+            settings.obstacle_max_height,
+        )
+        if chosen == self._configured_for:
+            return
+        self._geometry.config = GeometryConfig(
+            roles=self._roles,
+            scale=settings.scale,
+            camera_height=camera_height or None,
+            mount_std_deg=tilt_std,
+            min_confidence=settings.confidence_threshold,
+            max_depth=settings.max_range,
+            obstacles=ObstacleConfig(
+                max_range=settings.max_range, max_height=settings.obstacle_max_height
+            ),
+        )
+        self._configured_for = chosen
+
+    def _base_from_upright(
+        self, frame_id: str, settings: Settings, degrees: int
+    ) -> np.ndarray | None:
+        pose = self._camera.settings.camera_pose
+        if pose:
+            base_from_camera = pose_matrix(pose)
+        else:
+            base_from_camera = self._transforms.lookup(settings.base_frame, frame_id)
+        if base_from_camera is None or degrees == 0:
+            return base_from_camera
+        turn = np.eye(4)
+        turn[:3, :3] = turn_rotation(-degrees)
+        return base_from_camera @ turn
+
+    def _fill_floor(self, header: Header, scene: Scene, camera_from_upright: np.ndarray) -> None:
+        message, estimate = self._floor, scene.floor
+        plane = estimate.plane
+        message.header = header
+        message.found = plane is not None
+        message.reason = estimate.reason
+        nan = float('nan')
+        if plane is None:
+            message.normal.x = message.normal.y = message.normal.z = message.distance = nan
+            message.covariance = np.full(16, nan)
+            message.inliers, message.inlier_fraction, message.confidence = 0, 0.0, 0.0
+        else:
+            normal = camera_from_upright @ np.asarray(plane.normal)
+            message.normal.x, message.normal.y, message.normal.z = normal.tolist()
+            message.distance = float(plane.height)
+            turn = np.eye(4)
+            turn[:3, :3] = camera_from_upright
+            message.covariance = (turn @ plane.covariance @ turn.T).ravel()
+            message.inliers = int(plane.pixels)
+            message.inlier_fraction = float(plane.inlier_fraction)
+            message.confidence = float(plane.confidence)
+        message.scale, message.scale_std = float(scene.scale.scale), float(scene.scale.std)
+        message.scale_applied = bool(scene.scale_applied)
+
+    def _fill_scan(self, header: Header, scene: Scene, settings: Settings) -> None:
+        assert scene.scan is not None
+        message, config = self._scan, scene.scan.config
+        message.header.stamp = header.stamp
+        message.header.frame_id = settings.base_frame
+        message.angle_min, message.angle_max = config.angle_min, config.angle_max
+        message.angle_increment = config.angle_increment
+        message.range_min, message.range_max = config.range_min, config.range_max
+        message.ranges = array.array('f', np.ascontiguousarray(scene.scan.ranges, np.float32))
+
+
+def _cloud_message(dtype: np.dtype) -> PointCloud2:
+    """Return a cloud without points whose fields are those of a structured dtype."""
+    assert dtype.fields is not None and dtype.names is not None
+    message = PointCloud2(point_step=dtype.itemsize, is_bigendian=False)
+    message.fields = [
+        PointField(
+            name=name,
+            offset=dtype.fields[name][1],
+            datatype=_FIELD_TYPES[dtype.fields[name][0]],
+            count=1,
+        )
+        for name in dtype.names
+    ]
+    return message
+
+
+def _cloud_array(message: PointCloud2, height: int, width: int, dtype: np.dtype) -> np.ndarray:
+    """Lay records [H, W] over the bytes of a kept message; new ones only when the size changes."""
+    message.height, message.width = height, width
+    message.row_step = width * message.point_step
+    if len(message.data) != height * message.row_step:
+        message.data = array.array('B', bytes(height * message.row_step))
+    return np.frombuffer(message.data, np.uint8).view(dtype).reshape(height, width)
+
+
+def _fill_cloud(message: PointCloud2, records: np.ndarray) -> None:
+    """Copy records [H, W] into a kept message."""
+    target = _cloud_array(message, *records.shape, records.dtype)
+    # As bytes: numpy would copy records field by field.
+    np.copyto(target.view(np.uint8), np.ascontiguousarray(records).view(np.uint8))
+
+
+def _turn_vectors(records: np.ndarray, fields: tuple[str, str], degrees: int) -> None:
+    """Turn vectors of the upright picture back into the frame of the camera itself."""
+    if degrees == 0:
+        return
+    x, y = (records[field].copy() for field in fields)
+    rotation = turn_rotation(-degrees)
+    records[fields[0]] = rotation[0, 0] * x + rotation[0, 1] * y
+    records[fields[1]] = rotation[1, 0] * x + rotation[1, 1] * y

@@ -1,0 +1,67 @@
+"""What the player can play: recordings and folders of pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from mtl_perception.ros.sources.bag import BagSource, is_bag
+from mtl_perception.ros.sources.base import (
+    CAMERA_INFO,
+    COMPRESSED_IMAGE,
+    IMAGE,
+    RecordedMessage,
+    Source,
+    SourceError,
+    Topic,
+    sibling,
+)
+from mtl_perception.ros.sources.calibration import CalibratedSource, parse_k, read_camera_info
+from mtl_perception.ros.sources.folder import FolderSource
+from mtl_perception.ros.sources.limited import LimitedSource
+
+__all__ = [
+    'CAMERA_INFO',
+    'COMPRESSED_IMAGE',
+    'IMAGE',
+    'BagSource',
+    'CalibratedSource',
+    'FolderSource',
+    'LimitedSource',
+    'RecordedMessage',
+    'Source',
+    'SourceError',
+    'Topic',
+    'open_source',
+    'parse_k',
+    'read_camera_info',
+    'sibling',
+]
+
+
+def open_source(
+    path: Path,
+    *,
+    split: str | None = None,
+    fps: float = 30.0,
+    transport: Literal['raw', 'compressed'] = 'raw',
+    limit: int = 0,
+) -> Source:
+    """Open a recording or a folder of pictures.
+
+    Args:
+        path: a rosbag2 folder or file, a data set, or a folder of pictures.
+        split: of a data set.
+        fps: of folders.
+        transport: of folders.
+        limit: pictures of the first camera to play; 0 plays all.
+
+    Raises:
+        SourceError: there is nothing to play.
+    """
+    if not path.exists():
+        raise SourceError(f'{path} does not exist: give a recording or a folder of pictures')
+    if path.suffix == '.bag' or is_bag(path):
+        bag = BagSource(path)
+        return LimitedSource(bag, limit) if limit else bag
+    return FolderSource(path, split=split, fps=fps, transport=transport, limit=limit)

@@ -1,0 +1,161 @@
+"""Recordings: rosbag2 in mcap or sqlite3, compressed or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rclpy.serialization import deserialize_message
+from rosbags.interfaces import Qos, QosDurability, QosReliability
+from rosbags.rosbag2 import Reader
+
+from mtl_perception.ros.sources.base import (
+    COMPRESSED_IMAGE,
+    GROUND_TRUTH,
+    IMAGE,
+    RecordedMessage,
+    SourceError,
+    Topic,
+    infos_first,
+)
+
+SUFFIXES = ('.mcap', '.db3')
+
+
+def is_bag(path: Path) -> bool:
+    """Say whether `path` is a rosbag2 recording: its folder or one of its storage files."""
+    if path.is_dir():
+        return (path / 'metadata.yaml').is_file() or any(
+            child.suffix in SUFFIXES for child in path.iterdir()
+        )
+    return path.suffix in SUFFIXES
+
+
+@dataclass
+class BagSource:
+    """A rosbag2 recording (mcap or sqlite3, compressed or not), its bytes as they are.
+
+    Raises:
+        SourceError: the recording can't be read or holds no camera picture that can be played.
+    """
+
+    path: Path
+    topics: tuple[Topic, ...] = field(init=False, default=())
+    cameras: tuple[str, ...] = field(init=False, default=())
+    left_out: dict[str, str] = field(init=False, default_factory=dict)
+    start_ns: int = field(init=False, default=0)
+    duration_ns: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        if self.path.suffix == '.bag':
+            raise SourceError(
+                f'{self.path} is a ROS 1 bag: convert it with '
+                f'`rosbags-convert --src {self.path} --dst {self.path.with_suffix("")}`'
+            )
+        with self._open() as reader:
+            self.start_ns = reader.start_time
+            self.duration_ns = max(0, reader.duration - 1)
+            topics: dict[str, Topic] = {}
+            for connection in reader.connections:
+                if connection.msgcount == 0:
+                    continue
+                qos = connection.ext.offered_qos_profiles
+                topic = Topic(
+                    name=connection.topic,
+                    type=connection.msgtype,
+                    reliable=_reliable(qos),
+                    latched=any(one.durability == QosDurability.TRANSIENT_LOCAL for one in qos),
+                )
+                try:
+                    _ = topic.message_class
+                except ImportError as error:
+                    self.left_out[topic.name] = f'{topic.type} is not installed ({error})'
+                    continue
+                topics.setdefault(topic.name, topic)
+            self.topics = tuple(topics.values())
+        self.cameras = self._find_cameras()
+        if not self.cameras:
+            names = ', '.join(sorted([*topics, *self.left_out])) or 'nothing'
+            raise SourceError(
+                f'{self.path} holds no camera pictures (sensor_msgs Image or CompressedImage): '
+                f'its topics are {names}'
+            )
+
+    def messages(self, start_ns: int = 0) -> Iterator[RecordedMessage]:
+        """Yield the messages not older than `start_ns`; see Source."""
+        with self._open() as reader:
+            yield from infos_first(self._read(reader, {t.name for t in self.topics}, start_ns))
+
+    def _read(
+        self, reader: Reader, names: set[str], start_ns: int = 0
+    ) -> Iterator[RecordedMessage]:
+        topics = {topic.name: topic for topic in self.topics}
+        connections = [
+            connection
+            for connection in reader.connections
+            if connection.topic in names and connection.msgtype == topics[connection.topic].type
+        ]
+        for connection, time_ns, data in reader.messages(connections, start=start_ns or None):
+            yield RecordedMessage(time_ns, topics[connection.topic], bytes(data))
+
+    @contextmanager
+    def _open(self) -> Iterator[Reader]:
+        """Open the recording; turn every failure of the reader into one sentence."""
+        try:
+            with Reader(_storage(self.path)) as reader:
+                yield reader
+        except SourceError:
+            raise
+        # The reader passes on whatever its databases and decompressors raise.
+        except Exception as error:
+            raise SourceError(
+                f'{self.path} can not be read ({str(error).rstrip(".")}): record it again, or '
+                'repair it with `ros2 bag reindex` (sqlite3) or `mcap recover` (mcap)'
+            ) from error
+
+    def _find_cameras(self) -> tuple[str, ...]:
+        """Return the image topics whose first message is a camera picture."""
+        undecided = {
+            topic.name
+            for topic in self.topics
+            if topic.type in (IMAGE, COMPRESSED_IMAGE) and not topic.name.startswith(GROUND_TRUTH)
+        }
+        cameras = set()
+        with self._open() as reader:
+            while undecided:
+                message = next(self._read(reader, undecided), None)
+                if message is None:
+                    break
+                undecided.discard(message.topic.name)
+                if _is_picture(message):
+                    cameras.add(message.topic.name)
+        return tuple(topic.name for topic in self.topics if topic.name in cameras)
+
+
+def _storage(path: Path) -> Path:
+    """Return what the reader opens: a folder without metadata.yaml stands for its only file."""
+    if not path.exists():
+        raise SourceError(f'{path} does not exist: give a recording or a folder of pictures')
+    if path.is_file() or (path / 'metadata.yaml').is_file():
+        return path
+    files = sorted(child for child in path.iterdir() if child.suffix in SUFFIXES)
+    if len(files) == 1:
+        return files[0]
+    raise SourceError(
+        f'{path} holds {len(files)} storage files and no metadata.yaml: name one of the files, '
+        'or rebuild metadata.yaml with `ros2 bag reindex`'
+    )
+
+
+def _reliable(profiles: list[Qos]) -> bool:
+    """Offer what was offered when it was recorded; reliable where that is not known."""
+    return not profiles or any(one.reliability != QosReliability.BEST_EFFORT for one in profiles)
+
+
+def _is_picture(message: RecordedMessage) -> bool:
+    content = deserialize_message(message.data, message.topic.message_class)
+    if message.topic.type == COMPRESSED_IMAGE:
+        return 'compressedDepth' not in content.format
+    return content.encoding not in ('16UC1', '32FC1', '32FC2', '32FC3')

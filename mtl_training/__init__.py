@@ -1,0 +1,1 @@
+"""The workshop: data, networks, training and export of bundles."""

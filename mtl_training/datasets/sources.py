@@ -1,0 +1,154 @@
+"""From a source named in a configuration to its prepared arrays, whatever the format."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from mtl_training.config import SourceSettings
+from mtl_training.datasets.arrays import TRUTH_OF_TASK, DatasetError, PreparedArrays
+from mtl_training.datasets.findings import describe_findings
+from mtl_training.datasets.prepare import FrameReader, prepare
+from mtl_training.datasets.vocabulary import Vocabulary
+
+NAMED_PAIRS = 5
+# Format: module of this package and class of its reader.
+READERS = {
+    'libmtl': ('libmtl', 'LibMtlFolder'),
+    'nyuv2_mat': ('nyuv2_mat', 'NyuV2Mat'),
+    'bdd100k': ('bdd100k', 'Bdd100k'),
+    'cityscapes': ('cityscapes', 'Cityscapes'),
+    'coco': ('coco', 'Coco'),
+    'ade20k': ('ade20k', 'Ade20k'),
+    'image_folder': ('image_folder', 'ImageFolder'),
+    'office31': ('office31', 'Office31'),
+}
+
+
+def open_reader(source: SourceSettings) -> Path | FrameReader:
+    """Return what `prepare` reads a source from.
+
+    Raises:
+        DatasetError: The data are missing, or the options do not fit the format.
+    """
+    path = Path(source.path).expanduser()
+    if source.format == 'pictures':
+        return path
+    options = dict(source.options)
+    if source.format == 'libmtl':
+        options = {'normal_axes': source.normal_axes, **options}
+    refuse_strange_options(source.format, options)
+    return reader_class(source.format)(path, source.split, **options)
+
+
+def refuse_strange_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raise DatasetError unless the reader of a format takes these options."""
+    known = list(inspect.signature(reader_class(name)).parameters)[2:]
+    if strangers := [option for option in options if option not in known]:
+        raise DatasetError(
+            f'the format {name} has no option {", ".join(strangers)}: it has '
+            f'{", ".join(known) or "none"}'
+        )
+
+
+def reader_class(name: str) -> type:
+    """Return the reader of a format of `READERS`.
+
+    Raises:
+        DatasetError: There is no such format.
+    """
+    if name not in READERS:
+        known = ', '.join(['pictures', *READERS])
+        raise DatasetError(f'there is no format {name!r}: expected one of {known}')
+    module, reader = READERS[name]
+    return getattr(importlib.import_module(f'mtl_training.datasets.{module}'), reader)
+
+
+def open_source(
+    source: SourceSettings,
+    cache: str | Path,
+    console: Console | None = None,
+    *,
+    vocabulary: Vocabulary | None = None,
+    annotations: bool = False,
+) -> PreparedArrays:
+    """Return the arrays of one source, preparing them first where the cache has none.
+
+    Args:
+        source: the settings.
+        cache: folder of prepared arrays.
+        console: for progress and for what is left out; None is silent.
+        vocabulary: names that the frames shall use; the source's own by default.
+        annotations: read boxes and attributes of picture folders, too.
+
+    Raises:
+        DatasetError: The source is missing or damaged.
+    """
+    path = Path(source.path).expanduser()
+    if not path.exists():
+        raise DatasetError(
+            f'source {source.name}: {path} does not exist: set its path in the configuration or '
+            'with --set data.sources.N.path=...'
+        )
+
+    own = source.tasks or ()
+
+    def progress(values: Iterable[int], total: int, what: str) -> Iterable[int]:
+        return track(values, f'{what} {source.name}', total, console=console)
+
+    arrays = prepare(
+        open_reader(source),
+        source.split,
+        cache,
+        size=(source.height, source.width),
+        num_classes=vocabulary.num_classes if vocabulary is not None else 13,
+        limit=source.limit,
+        part=source.part,
+        annotations=annotations or not {'detection', 'classification'}.isdisjoint(own),
+        skip_broken=source.skip_broken,
+        progress=progress if console is not None else None,
+    )
+    if console is not None and (found := describe_findings(arrays.findings)):
+        console.print(f'source {source.name}: {found}', highlight=False)
+    if vocabulary is None:
+        return arrays
+    arrays = arrays.speaking(vocabulary, source.rename, source.tasks)
+    if source.tasks is not None:
+        lacking = [task for task in source.tasks if TRUTH_OF_TASK[task] not in arrays.truths]
+        if lacking:
+            raise DatasetError(
+                f'source {source.name} has no truth for {", ".join(lacking)}: take it out of its '
+                'tasks'
+            )
+    if console is not None and (left_out := arrays.left_out()):
+        console.print(f'source {source.name}: {left_out}', highlight=False)
+    return arrays
+
+
+def refuse_shared_pictures(sets: Mapping[str, PreparedArrays]) -> None:
+    """Make sure that no picture is in two data sets, where it would be trained on and judged by.
+
+    Raises:
+        DatasetError: Names the first pictures that two sets share.
+    """
+    seen: dict[str, str] = {}
+    shared = []
+    for name, arrays in sets.items():
+        own = {}
+        for frame_id, digest in zip(arrays.ids, arrays.picture_hashes(), strict=True):
+            if digest in seen:
+                shared.append(f'{seen[digest]} = {name}:{frame_id}')
+            own[digest] = f'{name}:{frame_id}'
+        seen |= own
+    if shared:
+        more = ', ...' if len(shared) > NAMED_PAIRS else ''
+        raise DatasetError(
+            f'{len(shared)} pictures are in two data sets ({", ".join(shared[:NAMED_PAIRS])}'
+            f'{more}): remove them from one'
+        )

@@ -1,0 +1,54 @@
+"""The files that a run leaves for people."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+
+class Record:
+    """The files that a run leaves for people: losses.jsonl and TensorBoard's."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self._writer = SummaryWriter(str(folder / 'tensorboard'), purge_step=step)
+        self._losses = _open_losses(folder / 'losses.jsonl', step)
+
+    def step(self, step: int, losses: dict[str, float], lr: float) -> None:
+        """Note the losses of one step."""
+        json.dump({'step': step, **losses}, self._losses)
+        self._losses.write('\n')
+        if step % 20 == 0:
+            for name, value in losses.items():
+                self._writer.add_scalar(f'loss/{name}', value, step)
+            self._writer.add_scalar('learning_rate', lr, step)
+
+    def evaluated(self, step: int, figures: dict[str, Any]) -> None:
+        """Note held-out figures by task."""
+        for task, values in figures.items():
+            for name, value in values.items() if isinstance(values, dict) else ():
+                if isinstance(value, float):
+                    self._writer.add_scalar(f'held_out/{task}/{name}', value, step)
+
+    def flush(self) -> None:
+        """Bring the losses to the disk."""
+        self._losses.flush()
+
+    def close(self) -> None:
+        """Close the files."""
+        self._losses.close()
+        self._writer.close()
+
+
+def _open_losses(path: Path, step: int) -> Any:
+    """Open the record of losses for appending, cut back to the steps before `step`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = []
+    if step and path.is_file():
+        lines = path.read_text(encoding='utf-8').splitlines()[:step]
+        kept = [line for line in lines if line.endswith('}')]
+    file = path.open('w', encoding='utf-8')
+    file.writelines(f'{line}\n' for line in kept)
+    return file

@@ -1,0 +1,170 @@
+"""All that a run is made of between two steps, and its way to the disk and back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtl_training.checkpoints import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from mtl_training.config import NetworkSettings, TrainingConfig, parse_config
+from mtl_training.ema import MovingAverage
+from mtl_training.networks import MultiTaskNetwork, NetworkConfig, build_network
+from mtl_training.optimizer import load_optimizer_tensors, optimizer_tensors
+
+
+@dataclass
+class Position:
+    """Where a run stands; with the tensors of a checkpoint it is the whole state."""
+
+    step: int = 0
+    elapsed_s: float = 0.0
+    best_score: float | None = None
+    best_step: int | None = None
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class RunState:
+    """What a checkpoint holds.
+
+    Attributes:
+        parts: modules with state by name; 'network' is among them.
+        average: the averaged network, where the run keeps one.
+    """
+
+    folder: Path
+    config: TrainingConfig
+    parts: nn.ModuleDict
+    optimizer: torch.optim.Optimizer
+    average: MovingAverage | None
+    position: Position = field(default_factory=Position)
+
+    @property
+    def judged(self) -> MultiTaskNetwork:
+        """Return the network that is evaluated: the averaged one where there is one."""
+        return self.average.network if self.average is not None else self.parts['network']
+
+    def save(self, name: str, step: int, elapsed_s: float, *, to_resume: bool) -> None:
+        """Write `{name}.json` and its tensors; without `to_resume`, the optimizer stays out.
+
+        Raises:
+            CheckpointError: The disk is full; the previous checkpoint is untouched.
+        """
+        tensors = dict(self.parts.state_dict())
+        if self.average is not None:
+            average = self.average.state_dict()
+            tensors |= {f'average.{key}': value for key, value in average.items()}
+        if to_resume:
+            state = optimizer_tensors(self.optimizer)
+            tensors |= {f'optimizer.{key}': value for key, value in state.items()}
+        self.position.step, self.position.elapsed_s = step, elapsed_s
+        values = {
+            'config': self.config.model_dump(mode='json'),
+            'position': asdict(self.position),
+        }
+        save_checkpoint(self.folder, name, Checkpoint(tensors, values))
+
+    def restore(self) -> None:
+        """Load `last` into everything that was built.
+
+        Raises:
+            CheckpointError: It is missing, damaged, or of another network.
+        """
+        path = self.folder / 'last.json'
+        checkpoint = load_checkpoint(path)
+        refuse_other_network(checkpoint, self.config, path)
+        for name, module in self.parts.items():
+            load_weights(module, checkpoint.part(name), path)
+        if self.average is not None:
+            load_weights(self.average.network, checkpoint.part('average'), path)
+        load_optimizer_tensors(self.optimizer, checkpoint.part('optimizer'))
+        self.position = Position(**checkpoint.values['position'])
+
+    def start_from(self, path: Path) -> list[str]:
+        """Take over the weights of another run's checkpoint, nothing else.
+
+        Its tasks may be others than this run's: heads that only one of the two has stay as they
+        were built, or are left behind.
+
+        Returns:
+            The tasks whose heads the checkpoint lacks.
+
+        Raises:
+            CheckpointError: It is missing, damaged, or of another network.
+        """
+        checkpoint = load_checkpoint(path)
+        stored = refuse_other_network(checkpoint, self.config, path, same_tasks=False)
+        new_tasks = [task for task in self.config.tasks if task not in stored.tasks]
+        weights = checkpoint.part('average') or checkpoint.part('network')
+        own_heads = tuple(f'heads.{task}.' for task in new_tasks)
+        other_heads = tuple(f'heads.{t}.' for t in stored.tasks if t not in self.config.tasks)
+        built = self.parts['network'].state_dict()
+        weights = {key: value for key, value in weights.items() if not key.startswith(other_heads)}
+        weights |= {key: value for key, value in built.items() if key.startswith(own_heads)}
+        load_weights(self.parts['network'], weights, path)
+        if self.average is not None:
+            load_weights(self.average.network, weights, path)
+        return new_tasks
+
+
+def network_config(settings: NetworkSettings, tasks: list[str]) -> NetworkConfig:
+    """Return the network's own configuration."""
+    known = {field.name for field in fields(NetworkConfig)}
+    values = {name: getattr(settings, name) for name in type(settings).model_fields}
+    return NetworkConfig(
+        **{name: value for name, value in values.items() if name in known},
+        tasks=tuple(tasks),
+        num_box_classes=len(settings.box_classes),
+    )
+
+
+def refuse_other_network(
+    checkpoint: Checkpoint, config: TrainingConfig, path: Path, *, same_tasks: bool = True
+) -> TrainingConfig:
+    """Raise CheckpointError where the checkpoint's network is not the configuration's.
+
+    Returns:
+        The checkpoint's own configuration.
+    """
+    # Through the settings: what was not there when the run began has its default value.
+    stored = parse_config(checkpoint.values['config'], str(path))
+    mine, theirs = (
+        {
+            **values.network.model_dump(),
+            'tasks': values.tasks if same_tasks else None,
+            'pretrained': None,
+        }
+        for values in (stored, config)
+    )
+    different = [key for key in theirs if mine.get(key) != theirs[key]]
+    if different:
+        differences = ', '.join(f'{key} {mine.get(key)} != {theirs[key]}' for key in different)
+        raise CheckpointError(
+            f'{path} is of another network ({differences}): use the configuration it was '
+            'trained with'
+        )
+    return stored
+
+
+def load_weights(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Load tensors by name, all of them; name what does not fit."""
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if '\n' in str(error) else str(error)
+        raise CheckpointError(f'{path} does not fit the network: {first}') from error
+
+
+def load_network(path: Path) -> tuple[MultiTaskNetwork, TrainingConfig]:
+    """Return the averaged network of a checkpoint in evaluation mode, and its configuration."""
+    checkpoint = load_checkpoint(path)
+    config = parse_config(checkpoint.values['config'], str(path))
+    settings = config.network.model_copy(update={'pretrained': False})
+    network = build_network(network_config(settings, config.tasks))
+    weights = checkpoint.part('average') or checkpoint.part('network')
+    load_weights(network, weights, path)
+    return network.to(memory_format=torch.channels_last).eval(), config

@@ -1,0 +1,340 @@
+"""The training loop.
+
+`train` can be read from top to bottom. Everything random is a function of the seed and the step,
+so a run that was interrupted and resumed gives the same losses as one that was not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from mtl_training.balancing import Balancer, build_balancer
+from mtl_training.config import TrainingConfig
+from mtl_training.data import open_together
+from mtl_training.datasets.mixtures import Batch, BatchRequest, Frames, Mixture, batches
+from mtl_training.device import autocast, choose_device, to_device
+from mtl_training.distillation import Distillation, load_teacher
+from mtl_training.ema import MovingAverage
+from mtl_training.evaluate import measure_network
+from mtl_training.networks import MultiTaskNetwork, build_network
+from mtl_training.optimizer import build_optimizer, set_learning_rate
+from mtl_training.processes import Processes
+from mtl_training.progress import Reporter
+from mtl_training.record import Record
+from mtl_training.run_state import Position, RunState, network_config
+from mtl_training.schedule import Clock
+from mtl_training.tasks import Task, build_task
+
+# Figures in 0..1, higher is better, one per task: their mean chooses the checkpoint.
+SELECTION = {
+    'segmentation': 'miou',
+    'depth': 'delta1',
+    'normals': '22.5',
+    'detection': 'ap',
+    'classification': 'accuracy',
+}
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the last good checkpoint is kept."""
+
+
+def train(
+    config: TrainingConfig,
+    folder: Path,
+    *,
+    resume: bool = False,
+    start_from: Path | None = None,
+    console: Console | None = None,
+    on_evaluation: Callable[[int, float], None] | None = None,
+) -> dict[str, Any]:
+    """Train one network and return its held-out figures, best and last.
+
+    Under torchrun every process calls this; all but the leading one return an empty mapping.
+
+    Args:
+        config: the run.
+        folder: checkpoints, losses.jsonl, TensorBoard logs and result.json go here.
+        resume: go on from `last` in `folder`, which must exist.
+        start_from: a checkpoint whose averaged weights are the start (not with `resume`). Its
+            tasks may be others: heads that it lacks begin anew, which `console` is told.
+        console: for the progress bar; None is silent.
+        on_evaluation: called with step and score after each held-out evaluation; what it raises
+            ends the training.
+
+    Raises:
+        TrainingError: A loss is not finite, or `folder` holds a run that was not to be resumed.
+        CheckpointError: The checkpoint is of another architecture, or the disk is full.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    processes = Processes()
+    console = console if processes.leads else None
+    data = open_together(config, console, processes)
+    network = build_network(network_config(config.network, config.tasks))
+    device = choose_device(config.device)
+    network = network.to(device=device, memory_format=torch.channels_last)
+    tasks = {name: build_task(name, _task_options(config, name)) for name in config.tasks}
+    balancer = build_balancer(config.balancing.method, config.tasks, **config.balancing.options)
+    parts = nn.ModuleDict({'network': network, 'balancer': balancer})
+    distillation = _distillation(config, network)
+    if distillation is not None:
+        parts['distillation'] = distillation
+    parts.to(device)
+    optimizer = build_optimizer(parts, config.optimizer)
+    average = MovingAverage(network, config.ema_decay) if config.ema_decay else None
+    balancer.attach(network, [distillation] if distillation is not None else [])
+    state = RunState(folder, config, parts, optimizer, average)
+    if resume:
+        state.restore()
+    elif (folder / 'last.json').exists():
+        raise TrainingError(f'{folder} already holds a run: resume it or choose another folder')
+    elif start_from is not None:
+        new_tasks = state.start_from(start_from)
+        if new_tasks and console is not None and processes.leads:
+            console.print(f'{start_from} has no heads for {", ".join(new_tasks)}: they begin anew')
+    processes.share_weights(parts)
+
+    clock = Clock(config.schedule, state.position.elapsed_s)
+    mixture = Mixture(
+        data.train,
+        [source.weight for source in config.data.sources],
+        config.batch_size,
+        config.data.focal_length_px,
+        config.augmentation,
+        config.seed,
+        processes.rank,
+        processes.count,
+    )
+    forward = torch.compile(network) if config.compile else network
+    record = Record(folder, state.position.step) if processes.leads else None
+    evaluated = clock.evaluations_due(state.position.step)
+    saved_at = clock.elapsed_s
+    step = state.position.step
+    network.train()
+
+    with Reporter(console, config.name) as reporter, _stop_signals() as stopped:
+
+        def evaluate() -> None:
+            if _evaluate(state, data.held_out, step, record, reporter):
+                state.save('best', step, clock.elapsed_s, to_resume=False)
+            network.train()
+            if on_evaluation is not None:
+                on_evaluation(step, state.position.evaluations[-1]['score'])
+
+        for batch in batches(mixture, _requests(clock, step), config.workers):
+            if clock.finished(step) or processes.any(stopped()):
+                break
+            # Stochastic depth and random weights, too, are functions of the step.
+            torch.manual_seed(config.seed * 1_000_003 + step)
+            batch = to_device(batch, device)
+            set_learning_rate(optimizer, config.optimizer.lr * clock.learning_rate(step))
+            losses = _backward(
+                forward, network, balancer, tasks, distillation, batch, config, step, processes
+            )
+            if not balancer.reduces_gradients:
+                processes.average_gradients(parts.parameters())
+            _clip(parts, config, batch, step)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if balancer.needs_losses_after_step:
+                with torch.no_grad():
+                    after = _losses(forward, tasks, distillation, batch, config, processes)
+                    if after:
+                        balancer.after_step(after)
+            step += 1
+            clock.tick(processes.leaders_number)
+            if not processes.leads:
+                continue
+
+            if average is not None:
+                average.update(network, step)
+            record.step(step, losses, optimizer.param_groups[0]['lr'])
+            reporter.step(step, clock.progress(step), losses, tuple(batch['image'].shape[-2:]))
+            if clock.evaluations_due(step) > evaluated:
+                evaluated = clock.evaluations_due(step)
+                evaluate()
+            if clock.elapsed_s - saved_at > 60 * config.schedule.checkpoint_minutes:
+                record.flush()
+                state.save('last', step, clock.elapsed_s, to_resume=True)
+                saved_at = clock.elapsed_s
+
+        result: dict[str, Any] = {}
+        if processes.leads:
+            record.close()
+            if clock.finished(step) and not _evaluated_at(state.position, step):
+                evaluate()
+            state.save('last', step, clock.elapsed_s, to_resume=True)
+            result = _finish(folder, state.position, step, clock)
+        processes.wait()
+    return result
+
+
+def _distillation(config: TrainingConfig, network: MultiTaskNetwork) -> Distillation | None:
+    """Build the losses of the configured teacher."""
+    if config.distillation is None:
+        return None
+    options = config.distillation.model_dump(exclude={'teacher'})
+    return Distillation(network, load_teacher(config.distillation.teacher), **options)
+
+
+def _clip(parts: nn.Module, config: TrainingConfig, batch: Batch, step: int) -> None:
+    """Clip the gradient's norm; refuse one that is not finite."""
+    if config.optimizer.clip_norm is None:
+        return
+    norm = nn.utils.clip_grad_norm_(parts.parameters(), config.optimizer.clip_norm)
+    if not norm.isfinite():
+        raise TrainingError(
+            f'the gradient is {norm.item()} at step {step} (frames {", ".join(batch["ids"])}) '
+            'though every loss is finite: lower the learning rate, then resume'
+        )
+
+
+def _task_options(config: TrainingConfig, task: str) -> dict[str, Any]:
+    options = dict(config.losses.get(task, {}))
+    if task == 'segmentation':
+        options.setdefault('num_classes', config.network.num_classes)
+    elif task == 'detection':
+        options.setdefault('num_classes', len(config.network.box_classes))
+    elif task == 'classification':
+        options.setdefault('attributes', config.network.attributes)
+    return options
+
+
+def _requests(clock: Clock, step: int) -> Iterator[BatchRequest]:
+    """Order batches until the training is over; the size is that of the moment of ordering."""
+    while not clock.finished(step):
+        stage = clock.stage(step)
+        yield BatchRequest(step, stage.height, stage.width, stage.zoom)
+        step += 1
+
+
+def _backward(
+    forward: nn.Module,
+    network: MultiTaskNetwork,
+    balancer: Balancer,
+    tasks: dict[str, Task],
+    distillation: Distillation | None,
+    batch: Batch,
+    config: TrainingConfig,
+    step: int,
+    processes: Processes,
+) -> dict[str, float]:
+    """Fill the gradients of one optimizer step; return the mean loss of every task at hand."""
+    totals: dict[str, float] = {}
+    chunks = _split(batch, config.optimizer.accumulate)
+    for chunk in chunks:
+        losses = _losses(forward, tasks, distillation, chunk, config, processes)
+        if not losses:
+            continue
+        values = processes.mean({name: loss.item() for name, loss in losses.items()})
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f'the {name} loss is {value} at step {step} (frames '
+                    f'{", ".join(batch["ids"])}): the last good checkpoint is kept; look at '
+                    'these frames, or lower the learning rate, then resume'
+                )
+            totals[name] = totals.get(name, 0.0) + value / len(chunks)
+        balancer.backward({name: loss / len(chunks) for name, loss in losses.items()}, network)
+    return totals
+
+
+def _losses(
+    forward: nn.Module,
+    tasks: dict[str, Task],
+    distillation: Distillation | None,
+    batch: Batch,
+    config: TrainingConfig,
+    processes: Processes,
+) -> dict[str, Tensor]:
+    """Run the network; return the losses of the tasks that the batch or a teacher teaches."""
+    with autocast(config.precision, batch['image'].device):
+        outputs = forward(batch['image'])
+        taught = distillation(batch['image'], outputs) if distillation is not None else {}
+    divisors = processes.divisors(tasks, batch)
+    losses = {
+        name: tasks[name].loss(outputs, batch, divisors[name])
+        for name in processes.present(tasks, batch)
+    }
+    return {
+        name: losses.get(name, 0.0) + taught.get(name, 0.0)
+        for name in tasks
+        if name in losses or name in taught
+    }
+
+
+def _split(batch: Batch, parts: int) -> list[Batch]:
+    if parts == 1:
+        return [batch]
+    tensors = {name: value.chunk(parts) for name, value in batch.items() if name != 'ids'}
+    count = min(len(chunks) for chunks in tensors.values())
+    return [{name: chunks[i] for name, chunks in tensors.items()} for i in range(count)]
+
+
+def _evaluate(
+    state: RunState, held_out: Frames, step: int, record: Record, reporter: Reporter
+) -> bool:
+    """Measure on the held-out frames, note it in the state, and say whether it is the best."""
+    config, position = state.config, state.position
+    figures = measure_network(state.judged, held_out, config)
+    values = [figures[task][SELECTION[task]] for task in config.tasks]
+    # A figure without a case (no held-out frame shows it) cannot choose.
+    known = [value for value in values if value is not None]
+    score = sum(known) / len(known) if known else 0.0
+    position.evaluations.append({'step': step, 'score': score, **figures})
+    record.evaluated(step, figures)
+    reporter.evaluated(step, score, figures)
+    if position.best_score is not None and score <= position.best_score:
+        return False
+    position.best_score, position.best_step = score, step
+    return True
+
+
+def _evaluated_at(position: Position, step: int) -> bool:
+    return bool(position.evaluations) and position.evaluations[-1]['step'] == step
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[Any]:
+    """Turn SIGINT and SIGTERM into a polite request: finish the step, save, leave."""
+    received: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        received.append(number)
+
+    previous = {}
+    with contextlib.suppress(ValueError):  # signals belong to the main thread alone
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, note)
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _finish(folder: Path, position: Position, step: int, clock: Clock) -> dict[str, Any]:
+    """Write and return the figures of the best and of the last evaluation."""
+    evaluations = position.evaluations
+    best = next((e for e in evaluations if e['step'] == position.best_step), None)
+    result = {
+        'finished': clock.finished(step),
+        'steps': step,
+        'minutes': round(clock.elapsed_s / 60, 2),
+        'best': best,
+        'last': evaluations[-1] if evaluations else None,
+    }
+    (folder / 'result.json').write_text(json.dumps(result, indent=2), encoding='utf-8')
+    return result

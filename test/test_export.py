@@ -1,0 +1,167 @@
+"""An exported bundle computes what the network computes, on every runtime."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip('torch', reason='the workshop needs requirements/training.txt')
+onnx = pytest.importorskip('onnx')
+
+from onnx import TensorProto, numpy_helper  # noqa: E402
+from training_parts import tiny_config, write_pictures  # noqa: E402
+
+from mtl_perception.bundle import ModelBundle  # noqa: E402
+from mtl_perception.engines import open_engine  # noqa: E402
+from mtl_training.calibration import expected_calibration_error  # noqa: E402
+from mtl_training.evaluate import evaluate_bundle  # noqa: E402
+from mtl_training.export import (  # noqa: E402
+    DeployedNetwork,
+    ExportError,
+    Parity,
+    compare_outputs,
+    export_bundle,
+    refuse_disagreement,
+    store_half_weights,
+    with_half_weights,
+)
+from mtl_training.networks import NetworkConfig, build_network  # noqa: E402
+from mtl_training.run_state import load_network  # noqa: E402
+from mtl_training.trainer import train  # noqa: E402
+
+SIZE = (64, 96)
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run that has learnt something: random networks decide pixels by rounding."""
+    root = tmp_path_factory.mktemp('export')
+    data = write_pictures(root / 'data', count=8, size=(48, 64))
+    config = tiny_config(
+        data,
+        root / 'cache',
+        schedule={'steps': 30, 'warmup_steps': 3, 'evaluations': 1},
+        ema_decay=0.8,
+    )
+    train(config, root / 'run')
+    return root / 'run'
+
+
+@pytest.fixture(scope='module')
+def bundle(run: Path) -> ModelBundle:
+    return export_bundle(run / 'last.json', run.parent / 'tiny', size=SIZE)
+
+
+@pytest.fixture(scope='module')
+def images() -> np.ndarray:
+    """Return smooth pictures, as cameras give them."""
+    random = np.random.default_rng(0)
+    coarse = random.integers(0, 255, (2, 8, 12, 3)).astype(np.uint8)
+    return coarse.repeat(8, axis=1).repeat(8, axis=2)
+
+
+@pytest.mark.parametrize('engine', ['onnxruntime', 'openvino'])
+def test_engines_agree_with_torch(
+    run: Path, bundle: ModelBundle, images: np.ndarray, engine: str
+) -> None:
+    if engine == 'openvino':
+        pytest.importorskip('openvino')
+    network, _ = load_network(run / 'last.json')
+    temperature = bundle.manifest.training.recipe['calibration']['temperature']
+    deployed = DeployedNetwork(with_half_weights(network), temperature).eval()
+    with torch.inference_mode():
+        outputs = [tensor.numpy() for tensor in deployed(torch.from_numpy(images))]
+    reference = dict(zip(deployed.names, outputs, strict=True))
+    runner = open_engine(bundle, engine, precision='float32', batch=2)
+    found = {name: array.copy() for name, array in runner.infer(images).items()}
+    runner.close()
+    for name, array in reference.items():
+        assert found[name].shape == array.shape and found[name].dtype == array.dtype
+    parity = compare_outputs(reference, found)
+    assert parity.label > 0.995
+    assert parity.depth < 0.01
+    assert parity.normal_deg < 0.5
+    assert np.abs(found['confidence'].astype(int) - reference['confidence']).max() <= 2
+
+
+def test_bundle_says_what_it_is(bundle: ModelBundle, run: Path) -> None:
+    manifest = bundle.manifest
+    assert manifest.tasks == ('segmentation', 'depth', 'normals')
+    assert manifest.depth.focal_length_px == 60.0
+    assert [data.frames for data in manifest.training.data] == [6]
+    assert manifest.training.recipe['steps_done'] == 30
+    network, _ = load_network(run / 'last.json')
+    assert manifest.network.parameters == sum(p.numel() for p in network.parameters())
+    assert str(run) not in json.dumps(manifest.model_dump(mode='json')), 'no paths of this machine'
+
+
+def test_weights_are_stored_as_float16(bundle: ModelBundle) -> None:
+    model = onnx.load(bundle.model_path)
+    assert model.opset_import[0].version >= 17
+    kinds = {}
+    for tensor in model.graph.initializer:
+        kinds[tensor.data_type] = kinds.get(tensor.data_type, 0) + len(tensor.raw_data)
+    assert kinds[TensorProto.FLOAT16] > 50 * kinds.get(TensorProto.FLOAT, 0)
+    assert bundle.model_path.stat().st_size < 2.3 * bundle.manifest.network.parameters
+
+
+def test_picture_is_cast_before_it_is_permuted(bundle: ModelBundle) -> None:
+    model = onnx.load(bundle.model_path)
+    first = [node.op_type for node in model.graph.node if 'image' in node.input]
+    assert 'Cast' in first and 'Transpose' not in first
+
+
+def test_other_sizes_and_batches_run(bundle: ModelBundle) -> None:
+    assert bundle.manifest.input.resizable
+    runner = open_engine(bundle, 'onnxruntime', precision='float32')
+    outputs = runner.infer(np.zeros((3, 96, 160, 3), np.uint8))
+    assert outputs['normal'].shape == (3, 96, 160, 3)
+    runner.close()
+
+
+def test_absent_tasks_have_no_outputs() -> None:
+    network = build_network(
+        NetworkConfig(backbone='pvt_v2_b0', decoder_channels=16, tasks=('depth',))
+    )
+    deployed = DeployedNetwork(network).eval()
+    with torch.inference_mode():
+        outputs = deployed(torch.zeros((1, *SIZE, 3), dtype=torch.uint8))
+    assert deployed.names == ['depth']
+    assert [tuple(output.shape) for output in outputs] == [(1, *SIZE)]
+
+
+def test_evaluating_a_bundle_gives_the_contracts_figures(bundle: ModelBundle, run: Path) -> None:
+    data = run.parent / 'data'
+    before = sorted(data.rglob('*'))
+    figures = evaluate_bundle(bundle, data, 'train', engine='onnxruntime')
+    assert figures['frames'] == 8 and figures['normals']['source'] == 'derived-11'
+    assert 0 <= figures['segmentation']['miou'] <= 1
+    assert figures['depth']['abs_err'] > 0
+    assert json.loads(json.dumps(figures, allow_nan=False)) == figures
+    assert sorted(data.rglob('*')) == before, 'nothing is written into the data'
+
+
+def test_weights_beyond_float16_are_refused() -> None:
+    weight = numpy_helper.from_array(np.array([1.0, 7e4], np.float32), 'w')
+    graph = onnx.helper.make_graph([], 'g', [], [], [weight])
+    with pytest.raises(ExportError, match='beyond float16'):
+        store_half_weights(onnx.helper.make_model(graph))
+
+
+@pytest.mark.parametrize(
+    'parity', [Parity(0.99, 0.0, 0.0), Parity(1.0, 0.02, 0.0), Parity(None, float('nan'), None)]
+)
+def test_graphs_that_disagree_are_refused(parity: Parity) -> None:
+    with pytest.raises(ExportError, match='torch and ONNX'):
+        refuse_disagreement(parity)
+
+
+def test_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:
+    logits = torch.log(torch.tensor([[0.8, 0.2]])).repeat(10, 1)
+    labels = torch.tensor([0] * 8 + [1] * 2)
+    assert expected_calibration_error(logits, labels) == pytest.approx(0, abs=1e-6)
+    labels = torch.tensor([0] * 5 + [1] * 5)
+    assert expected_calibration_error(logits, labels) == pytest.approx(0.3, abs=1e-6)

@@ -1,0 +1,359 @@
+"""Points, obstacles, scan and floor over DDS, of a network that always sees one known room."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from analytic_rooms import FLOOR, WALL, Box, View, camera_pose, render
+from node_rig import (
+    FOCAL_LENGTH,
+    FRAME,
+    HEIGHT,
+    WIDTH,
+    camera_info,
+    image_message,
+    node_of,
+    pixels_of,
+    textured,
+)
+from onnx import TensorProto, helper, numpy_helper
+from sensor_msgs.msg import Image, LaserScan, PointCloud2
+from tiny_graph import tiny_manifest
+
+from mtl_perception.bundle import ClassSpec, DepthSpec, DetectionSpec, InputSpec, ModelBundle
+from mtl_perception.frames import Intrinsics
+from mtl_perception.geometry.pipeline import SceneGeometry
+from mtl_perception.msg import FloorPlane
+from mtl_perception.ros.poses import pose_matrix
+
+pytestmark = pytest.mark.usefixtures('ros_domain')
+
+CAMERA = Intrinsics(WIDTH, HEIGHT, FOCAL_LENGTH, FOCAL_LENGTH, WIDTH / 2 - 0.5, HEIGHT / 2 - 0.5)
+# x, y, z, roll, pitch, yaw of the camera's body: 0.6 m high, 15 degrees down.
+POSE = [0.0, 0.0, 0.6, 0.0, float(np.radians(15)), 0.0]
+BOX = Box((2.0, -0.4, 0.0), (2.3, 0.4, 0.3))
+
+
+def room(**options) -> View:
+    view = render(camera_pose(0.6, 15), CAMERA, (BOX,), **options)
+    np.testing.assert_allclose(pose_matrix(POSE), view.base_from_camera, atol=1e-9)
+    return view
+
+
+def bundle_of(
+    view: View, folder: Path, *, depth_factor: float = 1.0, boxed: bool = False
+) -> ModelBundle:
+    """Write a network that answers every picture with this view.
+
+    Args:
+        view: that is seen, whatever the picture shows.
+        folder: to write to.
+        depth_factor: that the depth is wrong by.
+        boxed: the network finds a box, too: the one around the view's first thing.
+    """
+    seen = view.prediction
+    constants = {
+        'label_map': seen.label.astype(np.float32),
+        'confidence_map': np.full((HEIGHT, WIDTH), 250, np.float32),
+        'depth_map': (seen.depth * depth_factor).astype(np.float32),
+        'normal_map': seen.normal,
+        'nothing': np.float32(0),
+        'channels': np.array([3], np.int64),
+    }
+    nodes = [
+        ('Cast', ['image'], 'numbers', {'to': TensorProto.FLOAT}),
+        ('Mul', ['numbers', 'nothing'], 'zeros', {}),
+        ('ReduceMax', ['zeros', 'channels'], 'zero', {'keepdims': 0}),
+        ('Add', ['zeros', 'normal_map'], 'normal', {}),
+        ('Add', ['zero', 'depth_map'], 'depth', {}),
+        ('Add', ['zero', 'label_map'], 'label_float', {}),
+        ('Add', ['zero', 'confidence_map'], 'confidence_float', {}),
+        ('Cast', ['label_float'], 'label', {'to': TensorProto.UINT8}),
+        ('Cast', ['confidence_float'], 'confidence', {'to': TensorProto.UINT8}),
+    ]
+    outputs = []
+    if boxed:
+        rows, columns = (np.flatnonzero((view.thing == 0).any(axis)) for axis in (1, 0))
+        corners = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+        constants |= {
+            'box': np.array([corners], np.float32),
+            'score': np.array([0.9], np.float32),
+            'picture_axes': np.array([1, 2], np.int64),
+            'last': np.array([2], np.int64),
+        }
+        nodes += [
+            ('ReduceMax', ['zero', 'picture_axes'], 'zero_each', {'keepdims': 1}),
+            ('Add', ['zero_each', 'box'], 'boxes', {}),
+            ('Squeeze', ['zero_each', 'last'], 'zero_slot', {}),
+            ('Add', ['zero_slot', 'score'], 'box_scores', {}),
+            ('Cast', ['zero_slot'], 'box_labels', {'to': TensorProto.INT32}),
+        ]
+        outputs = [
+            helper.make_tensor_value_info('boxes', TensorProto.FLOAT, ['N', 1, 4]),
+            helper.make_tensor_value_info('box_scores', TensorProto.FLOAT, ['N', 1]),
+            helper.make_tensor_value_info('box_labels', TensorProto.INT32, ['N', 1]),
+        ]
+    picture = ['N', HEIGHT, WIDTH]
+    graph = helper.make_graph(
+        [helper.make_node(op, ins, [out], name=out, **attrs) for op, ins, out, attrs in nodes],
+        'room',
+        [helper.make_tensor_value_info('image', TensorProto.UINT8, [*picture, 3])],
+        [
+            helper.make_tensor_value_info('label', TensorProto.UINT8, picture),
+            helper.make_tensor_value_info('confidence', TensorProto.UINT8, picture),
+            helper.make_tensor_value_info('depth', TensorProto.FLOAT, picture),
+            helper.make_tensor_value_info('normal', TensorProto.FLOAT, [*picture, 3]),
+            *outputs,
+        ],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 18)])
+    model.ir_version = 9
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, folder / 'room.onnx')
+    manifest = tiny_manifest().model_copy(
+        update={
+            'name': 'room',
+            'input': InputSpec(height=HEIGHT, width=WIDTH, resizable=False),
+            'depth': DepthSpec(min=0.1, max=20.0, focal_length_px=FOCAL_LENGTH),
+        }
+    )
+    if boxed:
+        thing = ClassSpec(name='box', color=(200, 120, 40))
+        manifest = manifest.model_copy(
+            update={
+                'tasks': (*manifest.tasks, 'detection'),
+                'detection': DetectionSpec(classes=(thing,), max_boxes=1),
+            }
+        )
+    return ModelBundle.write(folder / 'room', manifest, folder / 'room.onnx')
+
+
+def records(message: PointCloud2) -> np.ndarray:
+    types = {7: '<f4', 2: 'u1'}
+    dtype = np.dtype(
+        {
+            'names': [field.name for field in message.fields],
+            'formats': [types[field.datatype] for field in message.fields],
+            'offsets': [field.offset for field in message.fields],
+            'itemsize': message.point_step,
+        }
+    )
+    return np.frombuffer(message.data, dtype).reshape(message.height, message.width)
+
+
+def perceive(rig, *topics, kinds, calibrate=True):
+    """Publish a picture; return the messages of these topics with its stamp."""
+    for topic, kind in zip(topics, kinds, strict=True):
+        rig.collect(f'/perception/{topic}', kind)
+    if calibrate:
+        rig.calibrate(camera_info())
+    stamp = rig.send(image_message(textured()))
+    return [rig.wait_for(f'/perception/{topic}', stamp) for topic in topics]
+
+
+def test_the_room_arrives_as_points_obstacles_scan_and_floor(tmp_path):
+    view = room()
+    with node_of(bundle_of(view, tmp_path), camera_pose=POSE) as rig:
+        cloud, obstacles, scan, floor, mask = perceive(
+            rig,
+            'points',
+            'obstacles',
+            'scan',
+            'floor',
+            'segmentation/mask',
+            kinds=(PointCloud2, PointCloud2, LaserScan, FloorPlane, Image),
+        )
+    assert [field.name for field in cloud.fields] == [
+        'x', 'y', 'z', 'rgb', 'label', 'confidence', 'normal_x', 'normal_y', 'normal_z',
+    ]  # fmt: skip
+    assert not cloud.is_dense
+    points = records(cloud)
+    label = pixels_of(mask)
+    assert points.shape == label.shape
+    for message in (cloud, obstacles, floor):
+        assert message.header == mask.header
+        assert message.header.frame_id == FRAME
+    np.testing.assert_array_equal(points['label'], label)
+    seen = np.isfinite(points['x'])
+    assert seen.mean() > 0.9
+    np.testing.assert_allclose(points['z'][seen], view.prediction.depth[seen], rtol=1e-5)
+    red = np.ascontiguousarray(points['rgb']).view(np.uint32) >> 16 & 255
+    np.testing.assert_array_equal(red, textured()[..., 0])
+
+    things = records(obstacles)[0]
+    assert obstacles.is_dense
+    assert set(np.unique(things['label'])) == {BOX.label, WALL}
+    assert things['height'].min() > -0.02
+    box = things[things['label'] == BOX.label]
+    assert box.size > 0.9 * (view.thing == 0).sum()
+    assert (box['std'] > 0).all()
+
+    assert scan.header.frame_id == 'base_link'
+    assert scan.header.stamp == mask.header.stamp
+    angles = scan.angle_min + scan.angle_increment * np.arange(len(scan.ranges))
+    front = np.abs(np.tan(angles)) < 0.17
+    np.testing.assert_allclose(
+        np.array(scan.ranges)[front], 2.0 / np.cos(angles[front]), atol=0.04
+    )
+
+    assert floor.found
+    assert floor.reason == ''
+    assert floor.distance == pytest.approx(0.6, abs=0.01)
+    normal = [floor.normal.x, floor.normal.y, floor.normal.z]
+    np.testing.assert_allclose(normal, view.up, atol=0.01)
+    covariance = floor.covariance.reshape(4, 4)
+    np.testing.assert_allclose(covariance, covariance.T, atol=1e-15)
+    assert covariance[3, 3] > 0
+    assert 0.5 < floor.confidence <= 1
+    assert np.isnan(floor.scale)
+
+
+def test_without_a_floor_the_message_says_why(tmp_path):
+    view = room()
+    view.prediction.label[view.prediction.label == FLOOR] = WALL
+    with node_of(bundle_of(view, tmp_path)) as rig:
+        (floor,) = perceive(rig, 'floor', kinds=(FloorPlane,))
+    assert not floor.found
+    assert floor.reason == 'no pixel is labelled floor'
+    assert np.isnan(floor.distance)
+
+
+def test_the_cameras_height_corrects_the_scale(tmp_path):
+    view = room()
+    bundle = bundle_of(view, tmp_path, depth_factor=0.8)
+    with node_of(bundle, camera_height=0.6, scale='apply') as rig:
+        floor, cloud = perceive(rig, 'floor', 'points', kinds=(FloorPlane, PointCloud2))
+        assert rig.set(scale='estimate') == ['']
+        (estimated,) = perceive(rig, 'floor', kinds=(FloorPlane,), calibrate=False)
+    assert floor.scale == pytest.approx(1.25, rel=0.02)
+    assert 0 < floor.scale_std < 0.2
+    assert floor.scale_applied
+    assert floor.distance == pytest.approx(0.6, rel=0.02)
+    points = records(cloud)
+    seen = np.isfinite(points['z'])
+    ratio = points['z'] / view.prediction.depth
+    np.testing.assert_allclose(ratio[seen & (view.prediction.label == FLOOR)], 1, rtol=0.03)
+    # What stands on the floor was moved to where it touches it, to a row's precision.
+    assert np.quantile(np.abs(ratio[seen] - 1), 0.9) < 0.04
+    np.testing.assert_allclose(ratio[seen], 1, rtol=0.11)
+    assert not estimated.scale_applied
+    assert estimated.distance == pytest.approx(0.48, rel=0.02)
+
+
+def test_boxes_stand_in_the_corrected_scale(tmp_path):
+    messages = pytest.importorskip(
+        'vision_msgs.msg', reason='vision_msgs is not installed (it has no wheels)'
+    )
+    view = room()
+    bundle = bundle_of(view, tmp_path, depth_factor=0.8, boxed=True)
+    distance = float(np.median(view.prediction.depth[view.thing == 0]))
+    topics, kinds = ('detections_3d', 'floor'), (messages.Detection3DArray, FloorPlane)
+    with node_of(bundle, camera_height=0.6, scale='apply') as rig:
+        corrected, floor = perceive(rig, *topics, kinds=kinds)
+        assert rig.set(scale='off') == ['']
+        (plain,) = perceive(rig, 'detections_3d', kinds=kinds[:1], calibrate=False)
+    assert floor.scale_applied and floor.scale > 1.05
+    (near,), (far,) = plain.detections, corrected.detections
+    assert near.bbox.center.position.z == pytest.approx(0.8 * distance, rel=0.05)
+    for axis in 'xyz':
+        places = [getattr(d.bbox.center.position, axis) for d in (near, far)]
+        assert places[1] == pytest.approx(floor.scale * places[0], rel=1e-4)
+        sizes = [getattr(d.bbox.size, axis) for d in (near, far)]
+        assert sizes[1] == pytest.approx(floor.scale * sizes[0], rel=1e-4)
+    # The thing's front is 0.8 m wide.
+    assert near.bbox.size.x == pytest.approx(0.8 * 0.8, rel=0.1)
+
+
+def with_reference(rig, reference):
+    """Publish a reference and a picture of the same stamp until the floor shows a scale."""
+    rig.collect('/perception/floor', FloorPlane)
+    rig.calibrate(camera_info())
+    publisher = rig.publisher('/reference', type(reference), reliable=False)
+    message = image_message(textured())
+
+    def scaled():
+        reference.header.stamp = rig.stamp()
+        publisher.publish(reference)
+        stamp = rig.send(message)
+        floor = rig.wait_for('/perception/floor', stamp)
+        return floor if np.isfinite(floor.scale) else None
+
+    return rig.wait(scaled, 'floor with a scale')
+
+
+def test_a_laser_scan_corrects_the_scale(tmp_path):
+    bundle = bundle_of(room(), tmp_path, depth_factor=0.75)
+    angles = np.arange(-0.5, 0.5, 0.01)
+    # A laser at the base's origin, 0.2 m above the floor: it sees the box and the room's walls.
+    ranges = np.minimum(5.0 / np.cos(angles), 2.0 / np.maximum(np.abs(np.sin(angles)), 0.1))
+    on_box = np.abs(np.tan(angles)) < 0.2
+    ranges[on_box] = 2.0 / np.cos(angles[on_box])
+    scan = LaserScan(
+        angle_min=-0.5, angle_max=0.5, angle_increment=0.01, range_min=0.1, range_max=10.0
+    )
+    scan.ranges = ranges.astype(np.float32).tolist()
+    scan.header.frame_id = 'base_link'
+    pose = [0.0, 0.0, 0.4, *POSE[3:]]  # base_link is 0.2 m above the floor here
+    with node_of(
+        bundle,
+        camera_pose=pose,
+        scale='apply',
+        scale_reference='laser_scan',
+        scale_reference_topic='/reference',
+    ) as rig:
+        floor = with_reference(rig, scan)
+    assert floor.scale == pytest.approx(1 / 0.75, rel=0.03)
+    assert floor.distance == pytest.approx(0.6, rel=0.03)
+
+
+@pytest.mark.parametrize('encoding', ['32FC1', '16UC1'])
+def test_sparse_depth_corrects_the_scale(tmp_path, encoding):
+    view = room()
+    depth = view.prediction.depth.copy()
+    depth[np.random.default_rng(0).random(depth.shape) < 0.95] = 0
+    pixels = depth if encoding == '32FC1' else np.rint(depth * 1000).astype(np.uint16)
+    with node_of(
+        bundle_of(view, tmp_path, depth_factor=1.3),
+        scale='estimate',
+        scale_reference='depth_image',
+        scale_reference_topic='/reference',
+    ) as rig:
+        floor = with_reference(rig, image_message(pixels, encoding))
+    assert floor.scale == pytest.approx(1 / 1.3, rel=0.01)
+    assert not floor.scale_applied
+
+
+def test_points_are_thinned_on_request(tmp_path):
+    view = room()
+    with node_of(bundle_of(view, tmp_path), points_stride=4) as rig:
+        (cloud,) = perceive(rig, 'points', kinds=(PointCloud2,))
+        assert (cloud.height, cloud.width) == (HEIGHT // 4, WIDTH // 4)
+        np.testing.assert_array_equal(records(cloud)['label'], view.prediction.label[::4, ::4])
+        assert rig.set(points_stride=1, points_voxel=0.2) == ['', '']
+        (thin,) = perceive(rig, 'points', kinds=(PointCloud2,), calibrate=False)
+    sparse = records(thin)[0]
+    assert 50 < sparse.size < 0.2 * HEIGHT * WIDTH
+    assert np.isfinite(sparse['x']).all()
+    cubes = np.stack([np.floor(sparse[axis] / np.float32(0.2)) for axis in 'xyz'])
+    assert np.unique(cubes, axis=1).shape[1] == sparse.size
+
+
+def test_nothing_is_computed_while_nobody_listens(tmp_path, monkeypatch):
+    calls = []
+    update = SceneGeometry.update
+
+    def counted(self, *args, **options):
+        calls.append(sorted(options['outputs']))
+        return update(self, *args, **options)
+
+    monkeypatch.setattr(SceneGeometry, 'update', counted)
+    with node_of(bundle_of(room(), tmp_path)) as rig:
+        rig.calibrate(camera_info())
+        rig.perceive(image_message(textured()))
+        assert calls == []
+        perceive(rig, 'floor', kinds=(FloorPlane,), calibrate=False)
+        assert calls == [['floor']]

@@ -1,0 +1,76 @@
+"""Parameter groups of the optimizer, and its state as plain tensors."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip('torch', reason='the workshop needs requirements/training.txt')
+
+from torch import nn  # noqa: E402
+
+from mtl_training.config import OptimizerSettings  # noqa: E402
+from mtl_training.ema import MovingAverage  # noqa: E402
+from mtl_training.networks import NetworkConfig, build_network  # noqa: E402
+from mtl_training.optimizer import (  # noqa: E402
+    build_optimizer,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    set_learning_rate,
+)
+
+
+def groups_by_name(parts: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict]:
+    of = {id(p): group for group in optimizer.param_groups for p in group['params']}
+    return {name: of[id(p)] for name, p in parts.named_parameters()}
+
+
+def test_layer_decay_slows_the_early_stages_and_vectors_are_not_decayed() -> None:
+    network = build_network(NetworkConfig(decoder_channels=16))
+    parts = nn.ModuleDict({'network': network})
+    settings = OptimizerSettings(lr=1.0, weight_decay=0.1, layer_decay=0.5)
+    optimizer = build_optimizer(parts, settings)
+    groups = groups_by_name(parts, optimizer)
+    assert len(groups) == sum(len(group['params']) for group in optimizer.param_groups)
+    for name, parameter in parts.named_parameters():
+        expected = 0.1 if parameter.ndim > 1 else 0.0
+        assert groups[name]['weight_decay'] == expected, name
+    stem = groups['network.encoder.backbone.stages.0.patch_embed.proj.weight']
+    last = groups['network.encoder.backbone.stages.3.stages_3.downsample.proj.weight']
+    head = groups['network.heads.depth.1.weight']
+    assert (stem['lr_scale'], last['lr_scale'], head['lr_scale']) == (0.0625, 0.5, 1.0)
+    set_learning_rate(optimizer, 0.2)
+    assert (stem['lr'], head['lr']) == (pytest.approx(0.0125), 0.2)
+
+
+@pytest.mark.parametrize('name', ['adamw', 'adam'])
+def test_state_survives_as_plain_tensors(name: str) -> None:
+    settings = OptimizerSettings(name=name, lr=0.1)
+
+    def two_steps(interrupted: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        layer = nn.Linear(3, 2)
+        optimizer = build_optimizer(layer, settings)
+        for step in range(2):
+            if step == 1 and interrupted:
+                saved = {key: value.clone() for key, value in optimizer_tensors(optimizer).items()}
+                optimizer = build_optimizer(layer, settings)
+                load_optimizer_tensors(optimizer, saved)
+            optimizer.zero_grad()
+            layer(torch.ones(1, 3) * (step + 1)).square().sum().backward()
+            optimizer.step()
+        return layer.weight.detach()
+
+    assert torch.equal(two_steps(False), two_steps(True))
+
+
+def test_moving_average_forgets_the_start_and_then_follows_slowly() -> None:
+    layer = nn.Linear(1, 1, bias=False)
+    average = MovingAverage(layer, decay=0.9)
+    nn.init.constant_(layer.weight, 1.0)
+    for step in range(1, 40):
+        average.update(layer, step)
+    assert average.network.weight.item() == pytest.approx(1.0, abs=0.01)
+    nn.init.constant_(layer.weight, 2.0)
+    average.update(layer, 1000)
+    assert average.network.weight.item() == pytest.approx(1.1, abs=0.01)
+    assert not average.network.weight.requires_grad

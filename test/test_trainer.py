@@ -1,0 +1,316 @@
+"""The training loop: exact resume, refusals, and checkpoints that survive accidents."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from rich.console import Console
+
+torch = pytest.importorskip('torch', reason='the workshop needs requirements/training.txt')
+
+from training_parts import tiny_config, write_pictures, write_scenes  # noqa: E402
+
+from mtl_training import checkpoints, trainer  # noqa: E402
+from mtl_training.checkpoints import (  # noqa: E402
+    Checkpoint,
+    CheckpointError,
+    load_checkpoint,
+    save_checkpoint,
+)
+from mtl_training.config import ConfigError, load_config  # noqa: E402
+from mtl_training.datasets.mixtures import Mixture  # noqa: E402
+from mtl_training.run_state import load_network  # noqa: E402
+from mtl_training.schedule import Clock  # noqa: E402
+from mtl_training.trainer import TrainingError, train  # noqa: E402
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp('data'), size=(48, 64))
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp('cache')
+
+
+@pytest.fixture(scope='module')
+def finished(pictures: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp('runs') / 'whole'
+    train(tiny_config(pictures, cache), folder)
+    return folder
+
+
+def losses_of(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / 'losses.jsonl').read_text().splitlines()]
+
+
+def test_a_run_leaves_losses_figures_and_checkpoints(finished: Path) -> None:
+    losses = losses_of(finished)
+    assert [entry['step'] for entry in losses] == [1, 2, 3, 4, 5, 6]
+    result = json.loads((finished / 'result.json').read_text())
+    assert result['finished'] and result['last']['frames'] == 2
+    assert {'segmentation', 'depth', 'normals'} <= result['best'].keys()
+    assert sorted(path.suffix for path in finished.glob('last*')) == ['.json', '.safetensors']
+    assert list((finished / 'tensorboard').iterdir())
+
+
+def test_resuming_gives_the_losses_of_an_uninterrupted_run(
+    finished: Path, pictures: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(pictures, cache)
+    original, calls = trainer._backward, []
+
+    def power_cut(*arguments: object) -> dict[str, float]:
+        calls.append(arguments)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    always = config.schedule.model_copy(update={'checkpoint_minutes': 1e-9})
+    config = config.model_copy(update={'schedule': always})
+    monkeypatch.setattr(trainer, '_backward', power_cut)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / 'cut')
+    monkeypatch.undo()
+    assert load_checkpoint(tmp_path / 'cut' / 'last.json').values['position']['step'] == 4
+    train(config, tmp_path / 'cut', resume=True)
+
+    assert losses_of(tmp_path / 'cut') == losses_of(finished)
+    mine = load_checkpoint(tmp_path / 'cut' / 'last.json').tensors
+    theirs = load_checkpoint(finished / 'last.json').tensors
+    assert mine.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert torch.equal(mine[name], tensor), name
+
+
+def test_a_run_that_is_there_is_not_overwritten(
+    finished: Path, pictures: Path, cache: Path
+) -> None:
+    with pytest.raises(TrainingError, match='resume it'):
+        train(tiny_config(pictures, cache), finished)
+
+
+def test_nan_stops_with_task_and_frames_and_keeps_the_checkpoint(
+    pictures: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(pictures, cache)
+    always = config.schedule.model_copy(update={'checkpoint_minutes': 1e-9})
+    config = config.model_copy(update={'schedule': always})
+    honest = Mixture.__getitem__
+
+    def poisoned(self: Mixture, request: object) -> dict:
+        batch = honest(self, request)
+        if request.step == 3:
+            batch['depth'][0] = 1e38
+        return batch
+
+    monkeypatch.setattr(Mixture, '__getitem__', poisoned)
+    with pytest.raises(TrainingError, match=r'depth loss is (inf|nan) at step 3 .*boxes:\d{4}'):
+        train(config, tmp_path / 'run')
+    kept = load_checkpoint(tmp_path / 'run' / 'last.json')
+    assert kept.values['position']['step'] == 3
+    assert all(t.isfinite().all() for t in kept.tensors.values() if t.is_floating_point())
+
+
+def test_checkpoint_of_another_architecture_is_refused(
+    finished: Path, pictures: Path, cache: Path, tmp_path: Path
+) -> None:
+    other = {'backbone': 'pvt_v2_b0', 'decoder_channels': 24}
+    config = tiny_config(pictures, cache, network=other)
+    with pytest.raises(CheckpointError, match='decoder_channels 16 != 24'):
+        train(config, finished, resume=True)
+    with pytest.raises(CheckpointError, match='decoder_channels 16 != 24'):
+        train(config, tmp_path / 'new', start_from=finished / 'last.json')
+
+
+def test_training_can_start_from_another_runs_weights(
+    finished: Path, pictures: Path, cache: Path, tmp_path: Path
+) -> None:
+    schedule = {'steps': 1, 'warmup_steps': 0, 'evaluations': 1}
+    optimizer = {'lr': 1e-12, 'weight_decay': 0.0}
+    config = tiny_config(pictures, cache, schedule=schedule, optimizer=optimizer)
+    train(config, tmp_path / 'next', start_from=finished / 'last.json')
+    start, _ = load_network(finished / 'last.json')
+    end, _ = load_network(tmp_path / 'next' / 'last.json')
+    for (name, a), b in zip(start.named_parameters(), end.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6), name
+
+
+def test_a_start_without_some_heads_says_so_and_keeps_the_rest(
+    finished: Path, cache: Path, tmp_path: Path
+) -> None:
+    common = {
+        'schedule': {'steps': 1, 'warmup_steps': 0, 'evaluations': 1},
+        'optimizer': {'lr': 1e-12, 'weight_decay': 0.0},
+    }
+    pictures = write_scenes(write_pictures(tmp_path / 'data'))
+    config = tiny_config(pictures, cache, tasks=['depth', 'detection'], **common)
+    said = Console(record=True, width=300)
+    train(config, tmp_path / 'two', start_from=finished / 'last.json', console=said)
+    assert 'has no heads for detection: they begin anew' in said.export_text()
+    start, _ = load_network(finished / 'last.json')
+    end, _ = load_network(tmp_path / 'two' / 'last.json')
+    before, after = dict(start.named_parameters()), dict(end.named_parameters())
+    assert set(after) - set(before) == {n for n in after if n.startswith('heads.detection.')}
+    assert not any(name.startswith('heads.segmentation.') for name in after)
+    for name in set(after) & set(before):
+        assert torch.allclose(before[name], after[name], atol=1e-6), name
+
+
+def test_a_full_disk_keeps_the_previous_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path, 'last', Checkpoint({'w': torch.ones(3)}, {'position': 1}))
+
+    def full(tensors: object, path: Path) -> None:
+        Path(path).write_bytes(b'half')
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(checkpoints, 'save_file', full)
+    with pytest.raises(CheckpointError, match='No space left'):
+        save_checkpoint(tmp_path, 'last', Checkpoint({'w': torch.zeros(3)}, {'position': 2}))
+    kept = load_checkpoint(tmp_path / 'last.json')
+    assert kept.values == {'position': 1} and kept.tensors['w'].tolist() == [1, 1, 1]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_crash_between_tensors_and_json_keeps_the_previous_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path, 'last', Checkpoint({'w': torch.ones(3)}, {'position': 1}))
+
+    def crash(self: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, 'replace', crash)
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(tmp_path, 'last', Checkpoint({'w': torch.zeros(3)}, {'position': 2}))
+    assert load_checkpoint(tmp_path / 'last.json').tensors['w'].tolist() == [1, 1, 1]
+    save_checkpoint(tmp_path, 'last', Checkpoint({'w': torch.zeros(3)}, {'position': 3}))
+    assert load_checkpoint(tmp_path / 'last.json').values == {'position': 3}
+
+
+@pytest.mark.parametrize(
+    ('content', 'words'),
+    [
+        ('{', 'cannot be read'),
+        ('{"format": 9, "tensors": "x"}', 'another version'),
+        ('{"format": 1, "tensors": "../x.safetensors"}', 'outside its folder'),
+        ('{"format": 1, "tensors": "absent.safetensors"}', 'cannot be read'),
+    ],
+)
+def test_unusable_checkpoints_say_so(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / 'last.json').write_text(content)
+    with pytest.raises(CheckpointError, match=words):
+        load_checkpoint(tmp_path / 'last.json')
+
+
+def test_gradient_accumulation_gives_the_whole_batchs_gradient(
+    pictures: Path, cache: Path, tmp_path: Path
+) -> None:
+    """With frozen statistics and full masks, two halves are one whole."""
+    losses = {}
+    for accumulate in (1, 2):
+        optimizer = {'lr': 1e-3, 'accumulate': accumulate}
+        schedule = {'steps': 1, 'warmup_steps': 0, 'evaluations': 1}
+        network = {
+            'backbone': 'pvt_v2_b0',
+            'decoder_channels': 16,
+            'decoder_norm': 'group',
+        }
+        config = tiny_config(
+            pictures, cache, optimizer=optimizer, schedule=schedule, network=network
+        )
+        folder = tmp_path / str(accumulate)
+        train(config, folder)
+        losses[accumulate] = losses_of(folder)[0]
+    assert losses[2]['segmentation'] == pytest.approx(losses[1]['segmentation'], rel=0.05)
+
+
+def test_two_processes_give_the_losses_of_one(pictures: Path, cache: Path, tmp_path: Path) -> None:
+    """Real processes over gloo; norms that know no batch make the results comparable."""
+    config = tiny_config(
+        pictures,
+        cache,
+        network={'backbone': 'pvt_v2_b0', 'decoder_channels': 16, 'decoder_norm': 'group'},
+        schedule={'steps': 4, 'warmup_steps': 2, 'evaluations': 1},
+        batch_size=4,
+    )
+    train(config, tmp_path / 'one')
+    file = tmp_path / 'tiny.yaml'
+    file.write_text(yaml.safe_dump(config.model_dump(mode='json')))
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
+    command += ['--nproc-per-node', '2', '-m', 'mtl_training.cli', 'train', str(file)]
+    done = subprocess.run(
+        [*command, '--out', str(tmp_path / 'two')],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+        cwd=Path(trainer.__file__).parent.parent,
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = losses_of(tmp_path / 'one'), losses_of(tmp_path / 'two')
+    assert len(one) == len(two) == 4
+    for a, b in zip(one, two, strict=True):
+        assert b == pytest.approx(a, rel=1e-4), a['step']
+
+
+def test_progress_follows_training_time_across_an_interruption() -> None:
+    now = [100.0]
+    settings = load_config('pvt_v2_b0', ['schedule.minutes=10']).schedule
+    clock = Clock(settings, now=lambda: now[0])
+    now[0] += 300
+    clock.tick()
+    assert clock.progress(7) == pytest.approx(0.5)
+    assert clock.stage(7).height == 192
+    later = [5000.0]
+    resumed = Clock(settings, elapsed_s=clock.elapsed_s, now=lambda: later[0])
+    assert resumed.progress(7) == pytest.approx(0.5)
+    later[0] += 120
+    resumed.tick()
+    assert resumed.stage(8).height == 288
+    later[0] += 200
+    resumed.tick()
+    assert resumed.finished(9)
+
+
+def test_learning_rate_warms_up_and_ends_at_zero(pictures: Path, cache: Path) -> None:
+    schedule = {'steps': 100, 'warmup_steps': 10}
+    clock = Clock(tiny_config(pictures, cache, schedule=schedule).schedule)
+    rates = np.array([clock.learning_rate(step) for step in range(101)])
+    assert (np.diff(rates[:9]) > 0).all() and (np.diff(rates[10:]) <= 0).all()
+    assert rates.max() > 0.95 and rates[100] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ('override', 'words'),
+    [
+        ('schedule.steps=5', 'exactly one of'),
+        ('optimizer.lr=-1', 'optimizer.lr'),
+        ('network.decodre=x', 'network.decodre'),
+        ('tasks=[depth, depth]', 'repeat'),
+        ('data.held_out.source=moon', 'not among the sources'),
+        ('augmentation.zoom=[2, 1]', 'zoom'),
+        ('no equals sign', 'dotted.key=value'),
+    ],
+)
+def test_impossible_configurations_are_refused_by_name(override: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_config('pvt_v2_b0', [override])
+
+
+def test_unknown_configuration_lists_the_shipped_ones() -> None:
+    with pytest.raises(ConfigError, match='pvt_v2_b0'):
+        load_config('absent')

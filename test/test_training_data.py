@@ -1,0 +1,236 @@
+"""Preparing picture folders, and mixing prepared frames."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import pickle
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+torch = pytest.importorskip('torch', reason='the workshop needs requirements/training.txt')
+
+from training_parts import write_pictures  # noqa: E402
+
+from mtl_perception.datasets import PictureFolder  # noqa: E402
+from mtl_perception.geometry.normals import normals_from_depth  # noqa: E402
+from mtl_training.config import AugmentationSettings  # noqa: E402
+from mtl_training.datasets import (  # noqa: E402
+    BatchRequest,
+    DatasetError,
+    FrameSubset,
+    Mixture,
+    PreparedArrays,
+    prepare,
+)
+from mtl_training.datasets.mixtures import batches, held_out_blocks  # noqa: E402
+from mtl_training.datasets.sources import refuse_shared_pictures  # noqa: E402
+
+SIZE = (48, 64)
+
+
+def test_arrays_equal_the_pictures(tmp_path: Path) -> None:
+    data = write_pictures(tmp_path / 'data')
+    arrays = prepare(data, 'train', tmp_path / 'cache', size=SIZE, processes=2)
+    folder = PictureFolder(data, 'train')
+    assert arrays.ids == list(folder.ids)
+    for index in range(len(folder)):
+        frame, truth = arrays.read(index), folder.read(index)
+        np.testing.assert_array_equal(frame.image, truth.rgb)
+        np.testing.assert_array_equal(frame.label, truth.label)
+        np.testing.assert_allclose(frame.depth / 1000, truth.depth, atol=5e-4)
+        derived = normals_from_depth(truth.depth, truth.intrinsics)
+        np.testing.assert_allclose(frame.normal / 127, derived, atol=0.5 / 127 + 1e-6)
+        assert frame.intrinsics == truth.intrinsics
+
+
+def test_second_call_reuses_the_arrays_and_changed_data_do_not(tmp_path: Path) -> None:
+    data = write_pictures(tmp_path / 'data')
+    first = prepare(data, 'train', tmp_path / 'cache', size=SIZE, processes=0)
+    stamp = (first.folder / 'image.npy').stat().st_mtime_ns
+    again = prepare(data, 'train', tmp_path / 'cache', size=SIZE, processes=0)
+    assert again.folder == first.folder
+    assert (again.folder / 'image.npy').stat().st_mtime_ns == stamp
+    picture = data / 'train' / 'rgb' / '0003.png'
+    cv2.imwrite(str(picture), np.zeros((*SIZE, 3), np.uint8))
+    changed = prepare(data, 'train', tmp_path / 'cache', size=SIZE, processes=0)
+    assert changed.folder != first.folder
+    assert not changed.read(3).image.any()
+
+
+def test_broken_files_are_named_and_counted_and_nothing_is_written(tmp_path: Path) -> None:
+    data = write_pictures(tmp_path / 'data')
+    (data / 'train' / 'depth' / '0002.png').unlink()
+    cut = data / 'train' / 'rgb' / '0005.png'
+    cut.write_bytes(cut.read_bytes()[:60])
+    with pytest.raises(DatasetError, match=r'^2 of the files') as caught:
+        prepare(data, 'train', tmp_path / 'cache', size=SIZE)
+    assert '0002' in str(caught.value) and '0005' in str(caught.value)
+    assert not (tmp_path / 'cache').exists()
+
+
+def test_wrong_class_id_is_refused(tmp_path: Path) -> None:
+    data = write_pictures(tmp_path / 'data')
+    path = data / 'train' / 'label13' / '0001.png'
+    label = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    label[5, 5] = 13
+    cv2.imwrite(str(path), label)
+    with pytest.raises(DatasetError, match='label 13'):
+        prepare(data, 'train', tmp_path / 'cache', size=SIZE)
+
+
+def test_cache_inside_the_data_is_refused(tmp_path: Path) -> None:
+    data = write_pictures(tmp_path / 'data')
+    with pytest.raises(DatasetError, match='inside the data'):
+        prepare(data, 'train', data / 'cache', size=SIZE)
+    assert sorted(file.name for file in data.iterdir()) == ['train']
+
+
+def test_pictures_of_another_size_are_fitted_with_their_camera(tmp_path: Path) -> None:
+    data = write_pictures(tmp_path / 'data', size=(96, 128), count=1)
+    arrays = prepare(data, 'train', tmp_path / 'cache', size=(64, 64), processes=0)
+    frame = arrays.read(0)
+    original = PictureFolder(data, 'train').read(0).intrinsics
+    assert frame.image.shape == (64, 64, 3)
+    assert (frame.label[48:] == 255).all() and not frame.depth[48:].any()
+    assert frame.depth[:48].all()
+    assert frame.intrinsics.fx == pytest.approx(original.fx / 2)
+    assert frame.intrinsics.cx == pytest.approx((original.cx + 0.5) / 2 - 0.5)
+
+
+def test_damaged_cache_says_to_prepare_again(tmp_path: Path) -> None:
+    data = write_pictures(tmp_path / 'data', count=2)
+    arrays = prepare(data, 'train', tmp_path / 'cache', size=SIZE, processes=0)
+    np.save(arrays.folder / 'label.npy', np.zeros((1, *SIZE), np.uint8))
+    with pytest.raises(DatasetError, match='prepare again'):
+        PreparedArrays(arrays.folder)
+
+
+def test_real_frames_prepare_with_derived_normals(nyuv2: Path, tmp_path: Path) -> None:
+    few = tmp_path / 'few'
+    for folder in ('rgb', 'depth', 'label13'):
+        (few / 'train' / folder).mkdir(parents=True)
+        for file in sorted((nyuv2 / 'train' / folder).iterdir())[:3]:
+            (few / 'train' / folder / file.name).symlink_to(file.resolve())
+    arrays = prepare(few, 'train', tmp_path / 'cache')
+    assert arrays.size == (288, 384) and arrays.normals_source == 'derived-11'
+    length = np.linalg.norm(arrays.read(0).normal.astype(float) / 127, axis=-1)
+    assert np.abs(length - 1).max() < 0.02
+    assert (arrays.read(0).normal[..., 2] <= 64).mean() > 0.99, 'normals point to the camera'
+
+
+def test_a_picture_in_two_data_sets_is_refused(tmp_path: Path) -> None:
+    data = write_pictures(tmp_path / 'data')
+    write_pictures(tmp_path / 'data', split='test', count=3, seed=9)
+    shutil.copy(data / 'train/rgb/0003.png', data / 'test/rgb/0001.png')
+    train, test = (
+        prepare(data, split, tmp_path / 'cache', size=SIZE, processes=0)
+        for split in ('train', 'test')
+    )
+    with pytest.raises(DatasetError, match=r'1 pictures .*train:0003 = test:0001'):
+        refuse_shared_pictures({'train': train, 'test': test})
+    (data / 'test/rgb/0001.png').write_bytes((data / 'test/rgb/0002.png').read_bytes())
+    mended = prepare(data, 'test', tmp_path / 'cache', size=SIZE, processes=0)
+    refuse_shared_pictures({'train': train, 'test': mended})
+    assert PreparedArrays(train.folder).picture_hashes() == train.picture_hashes()
+
+
+@pytest.fixture
+def subsets(tmp_path: Path) -> list[FrameSubset]:
+    """Return two prepared sets of 7 and 5 frames."""
+    found = []
+    for name, count in (('one', 7), ('two', 5)):
+        data = write_pictures(tmp_path / name, count=count, seed=count)
+        arrays = prepare(data, 'train', tmp_path / 'cache', size=SIZE, processes=0)
+        found.append(FrameSubset(name, arrays, tuple(range(count))))
+    return found
+
+
+def make_mixture(subsets: list[FrameSubset], **arguments: object) -> Mixture:
+    values = {
+        'weights': [3.0, 1.0],
+        'batch_size': 4,
+        'focal_length': 60.0,
+        'augmentation': AugmentationSettings(),
+        'seed': 5,
+    }
+    return Mixture(subsets, **(values | arguments))
+
+
+def test_mixture_keeps_the_proportions_and_visits_every_frame(subsets: list[FrameSubset]) -> None:
+    mixture = make_mixture(subsets)
+    drawn = [pair for step in range(70) for pair in mixture.choose(step)]
+    counts = collections.Counter(subset for subset, _ in drawn)
+    assert counts == {0: 210, 1: 70}
+    visits = collections.Counter(drawn)
+    assert {visits[0, p] for p in range(7)} == {30}
+    assert {visits[1, p] for p in range(5)} == {14}
+
+
+def test_a_batch_depends_on_its_step_alone(subsets: list[FrameSubset]) -> None:
+    early, late = make_mixture(subsets), make_mixture(subsets)
+    for step in range(5):
+        early[BatchRequest(step, 32, 48)]
+    request = BatchRequest(9, 32, 48)
+    one, two = early[request], late[request]
+    assert one['ids'] == two['ids']
+    for name in ('image', 'label', 'depth', 'normal', 'intrinsics'):
+        assert torch.equal(one[name], two[name]), name
+    assert not torch.equal(one['image'], make_mixture(subsets, seed=6)[request]['image'])
+
+
+def test_a_stage_may_have_its_own_zooms(subsets: list[FrameSubset]) -> None:
+    still = AugmentationSettings(zoom=(2.0, 2.0))
+    mixture = make_mixture(subsets, augmentation=still)
+    whole, zoomed = (mixture[BatchRequest(0, 48, 64, zoom)] for zoom in ((1.0, 1.0), None))
+    assert torch.equal(whole['intrinsics'][:, 0], zoomed['intrinsics'][:, 0])
+    assert whole['depth'][whole['depth'] > 0].mean() > 1.5 * zoomed['depth'].mean()
+
+
+def test_processes_share_one_global_batch(subsets: list[FrameSubset]) -> None:
+    request = BatchRequest(3, 32, 48)
+    whole = make_mixture(subsets)[request]
+    parts = [make_mixture(subsets, rank=rank, world_size=2)[request] for rank in range(2)]
+    assert whole['ids'][0::2] == parts[0]['ids'] and whole['ids'][1::2] == parts[1]['ids']
+    assert torch.equal(whole['depth'][1::2], parts[1]['depth'])
+
+
+def test_batches_have_the_documented_types(subsets: list[FrameSubset]) -> None:
+    batch = make_mixture(subsets)[BatchRequest(0, 32, 48)]
+    assert batch['image'].shape == (4, 3, 32, 48) and batch['image'].dtype == torch.uint8
+    assert batch['image'].is_contiguous(memory_format=torch.channels_last)
+    assert batch['label'].shape == (4, 32, 48) and batch['label'].dtype == torch.int64
+    assert batch['depth'].dtype == torch.float32
+    assert batch['normal'].shape == (4, 3, 32, 48)
+    assert batch['intrinsics'][:, 0].tolist() == [60.0] * 4
+
+
+def test_worker_processes_give_the_same_batches_in_order(subsets: list[FrameSubset]) -> None:
+    requests = [BatchRequest(step, 32, 48) for step in range(4)]
+    mixture = make_mixture(subsets)
+    for batch, request in zip(batches(mixture, iter(requests), workers=1), requests, strict=True):
+        assert torch.equal(batch['image'], mixture[request]['image'])
+
+
+def test_copies_for_other_processes_map_the_files_again(subsets: list[FrameSubset]) -> None:
+    text = pickle.dumps(subsets[0].arrays)
+    assert len(text) < 1000
+    np.testing.assert_array_equal(pickle.loads(text).read(2).image, subsets[0].read(2).image)
+
+
+def test_weights_too_small_to_be_drawn_are_refused(subsets: list[FrameSubset]) -> None:
+    with pytest.raises(ValueError, match='two'):
+        make_mixture(subsets, weights=[1.0, 1e-6])
+
+
+def test_held_out_frames_are_blocks_of_neighbours() -> None:
+    held = held_out_blocks(100, blocks=4, frames_per_block=5)
+    assert len(held) == len(set(held)) == 20
+    assert sum(b - a == 1 for a, b in itertools.pairwise(held)) == 16
+    assert held[0] >= 0 and held[-1] < 100
+    with pytest.raises(ValueError, match='leave nothing'):
+        held_out_blocks(20, blocks=4, frames_per_block=5)
