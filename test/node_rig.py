@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import gc
 import os
 import threading
 import time
@@ -231,6 +232,9 @@ def running_node(
     parameters: Mapping[str, Any], *, start: bool = True, arguments: list[str] | None = None
 ) -> Iterator[Rig]:
     """Run the node and a client, each with participant and executor of its own."""
+    # rcl keeps the publishers of /rosout by the nodes' names: a node of an earlier test that is
+    # only collected once this one runs would take this one's publisher with it.
+    gc.collect()
     contexts = [rclpy.Context(), rclpy.Context()]
     for context in contexts:
         rclpy.init(context=context, domain_id=int(os.environ['ROS_DOMAIN_ID']))
