@@ -188,7 +188,8 @@ def train(
     out: Annotated[Path | None, typer.Option(help='Folder of the run; default runs/NAME.')] = None,
     resume: Annotated[bool, typer.Option(help='Go on from the last checkpoint.')] = False,
     start_from: Annotated[
-        Path | None, typer.Option(help='Checkpoint (.json) whose weights are the start.')
+        Path | None,
+        typer.Option(help='Weights to start from: a checkpoint (.json), or a bundle.'),
     ] = None,
     minutes: Annotated[
         float | None, typer.Option(help='Length in minutes of training time; for `steps`.')

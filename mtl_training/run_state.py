@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtl_perception.bundle import ModelBundle
+from mtl_training.bundle_weights import load_bundle_weights, trained_network
 from mtl_training.checkpoints import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from mtl_training.config import NetworkSettings, TrainingConfig, parse_config
 from mtl_training.ema import MovingAverage
@@ -76,7 +79,8 @@ class RunState:
         """
         path = self.folder / 'last.json'
         checkpoint = load_checkpoint(path)
-        refuse_other_network(checkpoint, self.config, path)
+        stored = parse_config(checkpoint.values['config'], str(path))
+        refuse_other_network(stored.network, stored.tasks, self.config, path)
         for name, module in self.parts.items():
             load_weights(module, checkpoint.part(name), path)
         if self.average is not None:
@@ -84,24 +88,40 @@ class RunState:
         load_optimizer_tensors(self.optimizer, checkpoint.part('optimizer'))
         self.position = Position(**checkpoint.values['position'])
 
-    def start_from(self, path: Path) -> list[str]:
-        """Take over the weights of another run's checkpoint, nothing else.
+    def start_from(self, path: Path, pictures: Iterable[Tensor]) -> list[str]:
+        """Take over the weights of another run's checkpoint or of a bundle, nothing else.
 
         Its tasks may be others than this run's: heads that only one of the two has stay as they
         were built, or are left behind.
+
+        Args:
+            path: a checkpoint's .json, a bundle's folder, or a shipped bundle's name.
+            pictures: batches float32 [N,3,H,W] to train on, read where a bundle needs them (see
+                `load_bundle_weights`).
 
         Returns:
             The tasks whose heads the checkpoint lacks.
 
         Raises:
             CheckpointError: It is missing, damaged, or of another network.
+            BundleError: There is no such bundle.
         """
-        checkpoint = load_checkpoint(path)
-        stored = refuse_other_network(checkpoint, self.config, path, same_tasks=False)
-        new_tasks = [task for task in self.config.tasks if task not in stored.tasks]
-        weights = checkpoint.part('average') or checkpoint.part('network')
+        if path.suffix == '.json':
+            checkpoint = load_checkpoint(path)
+            stored = parse_config(checkpoint.values['config'], str(path))
+            settings, tasks = stored.network, stored.tasks
+            refuse_other_network(settings, tasks, self.config, path, same_tasks=False)
+            weights = checkpoint.part('average') or checkpoint.part('network')
+        else:
+            bundle = ModelBundle.load(path)
+            settings, tasks = trained_network(bundle)
+            refuse_other_network(settings, tasks, self.config, path, same_tasks=False)
+            network = build_stored_network(settings, tasks)
+            load_bundle_weights(network, bundle, pictures)
+            weights = network.state_dict()
+        new_tasks = [task for task in self.config.tasks if task not in tasks]
         own_heads = tuple(f'heads.{task}.' for task in new_tasks)
-        other_heads = tuple(f'heads.{t}.' for t in stored.tasks if t not in self.config.tasks)
+        other_heads = tuple(f'heads.{t}.' for t in tasks if t not in self.config.tasks)
         built = self.parts['network'].state_dict()
         weights = {key: value for key, value in weights.items() if not key.startswith(other_heads)}
         weights |= {key: value for key, value in built.items() if key.startswith(own_heads)}
@@ -123,31 +143,25 @@ def network_config(settings: NetworkSettings, tasks: list[str]) -> NetworkConfig
 
 
 def refuse_other_network(
-    checkpoint: Checkpoint, config: TrainingConfig, path: Path, *, same_tasks: bool = True
-) -> TrainingConfig:
-    """Raise CheckpointError where the checkpoint's network is not the configuration's.
-
-    Returns:
-        The checkpoint's own configuration.
-    """
-    # Through the settings: what was not there when the run began has its default value.
-    stored = parse_config(checkpoint.values['config'], str(path))
-    mine, theirs = (
-        {
-            **values.network.model_dump(),
-            'tasks': values.tasks if same_tasks else None,
-            'pretrained': None,
-        }
-        for values in (stored, config)
+    settings: NetworkSettings,
+    tasks: list[str],
+    config: TrainingConfig,
+    path: Path,
+    *,
+    same_tasks: bool = True,
+) -> None:
+    """Raise CheckpointError where the network stored at `path` is not the configuration's."""
+    stored, wanted = (
+        {**network.model_dump(), 'tasks': names if same_tasks else None, 'pretrained': None}
+        for network, names in ((settings, tasks), (config.network, config.tasks))
     )
-    different = [key for key in theirs if mine.get(key) != theirs[key]]
+    different = [key for key in wanted if stored[key] != wanted[key]]
     if different:
-        differences = ', '.join(f'{key} {mine.get(key)} != {theirs[key]}' for key in different)
+        differences = ', '.join(f'{key} {stored[key]} != {wanted[key]}' for key in different)
         raise CheckpointError(
             f'{path} is of another network ({differences}): use the configuration it was '
             'trained with'
         )
-    return stored
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
@@ -159,12 +173,17 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], path: Path) -> N
         raise CheckpointError(f'{path} does not fit the network: {first}') from error
 
 
+def build_stored_network(settings: NetworkSettings, tasks: list[str]) -> MultiTaskNetwork:
+    """Build a network whose weights are stored."""
+    settings = settings.model_copy(update={'pretrained': False})
+    return build_network(network_config(settings, tasks))
+
+
 def load_network(path: Path) -> tuple[MultiTaskNetwork, TrainingConfig]:
     """Return the averaged network of a checkpoint in evaluation mode, and its configuration."""
     checkpoint = load_checkpoint(path)
     config = parse_config(checkpoint.values['config'], str(path))
-    settings = config.network.model_copy(update={'pretrained': False})
-    network = build_network(network_config(settings, config.tasks))
+    network = build_stored_network(config.network, config.tasks)
     weights = checkpoint.part('average') or checkpoint.part('network')
     load_weights(network, weights, path)
     return network.to(memory_format=torch.channels_last).eval(), config

@@ -45,6 +45,10 @@ SELECTION = {
 }
 
 
+# A bundle's normalisations take their statistics from so many batches.
+UNFOLDING_BATCHES = 24
+
+
 class TrainingError(RuntimeError):
     """Training cannot go on; the last good checkpoint is kept."""
 
@@ -66,8 +70,9 @@ def train(
         config: the run.
         folder: checkpoints, losses.jsonl, TensorBoard logs and result.json go here.
         resume: go on from `last` in `folder`, which must exist.
-        start_from: a checkpoint whose averaged weights are the start (not with `resume`). Its
-            tasks may be others: heads that it lacks begin anew, which `console` is told.
+        start_from: a checkpoint whose averaged weights are the start, or a bundle (not with
+            `resume`). Its tasks may be others: heads that it lacks begin anew, which `console` is
+            told.
         console: for the progress bar; None is silent.
         on_evaluation: called with step and score after each held-out evaluation; what it raises
             ends the training.
@@ -95,18 +100,6 @@ def train(
     optimizer = build_optimizer(parts, config.optimizer)
     average = MovingAverage(network, config.ema_decay) if config.ema_decay else None
     balancer.attach(network, [distillation] if distillation is not None else [])
-    state = RunState(folder, config, parts, optimizer, average)
-    if resume:
-        state.restore()
-    elif (folder / 'last.json').exists():
-        raise TrainingError(f'{folder} already holds a run: resume it or choose another folder')
-    elif start_from is not None:
-        new_tasks = state.start_from(start_from)
-        if new_tasks and console is not None and processes.leads:
-            console.print(f'{start_from} has no heads for {", ".join(new_tasks)}: they begin anew')
-    processes.share_weights(parts)
-
-    clock = Clock(config.schedule, state.position.elapsed_s)
     mixture = Mixture(
         data.train,
         [source.weight for source in config.data.sources],
@@ -117,6 +110,18 @@ def train(
         processes.rank,
         processes.count,
     )
+    state = RunState(folder, config, parts, optimizer, average)
+    if resume:
+        state.restore()
+    elif (folder / 'last.json').exists():
+        raise TrainingError(f'{folder} already holds a run: resume it or choose another folder')
+    elif start_from is not None:
+        new_tasks = state.start_from(start_from, _pictures(mixture, config))
+        if new_tasks and console is not None and processes.leads:
+            console.print(f'{start_from} has no heads for {", ".join(new_tasks)}: they begin anew')
+    processes.share_weights(parts)
+
+    clock = Clock(config.schedule, state.position.elapsed_s)
     forward = torch.compile(network) if config.compile else network
     record = Record(folder, state.position.step) if processes.leads else None
     evaluated = clock.evaluations_due(state.position.step)
@@ -179,6 +184,14 @@ def train(
             result = _finish(folder, state.position, step, clock)
         processes.wait()
     return result
+
+
+def _pictures(mixture: Mixture, config: TrainingConfig) -> Iterator[Tensor]:
+    """Yield some batches as the end of the training sees them; it misses none for that."""
+    stage = config.schedule.stages[-1]
+    for step in range(UNFOLDING_BATCHES):
+        request = BatchRequest(step, stage.height, stage.width, stage.zoom)
+        yield mixture[request]['image']
 
 
 def _distillation(config: TrainingConfig, network: MultiTaskNetwork) -> Distillation | None:

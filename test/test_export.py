@@ -16,7 +16,9 @@ from training_parts import tiny_config, write_pictures  # noqa: E402
 
 from mtl_perception.bundle import ModelBundle  # noqa: E402
 from mtl_perception.engines import open_engine  # noqa: E402
+from mtl_training.bundle_weights import load_bundle_weights, trained_network  # noqa: E402
 from mtl_training.calibration import expected_calibration_error  # noqa: E402
+from mtl_training.checkpoints import CheckpointError  # noqa: E402
 from mtl_training.evaluate import evaluate_bundle  # noqa: E402
 from mtl_training.export import (  # noqa: E402
     DeployedNetwork,
@@ -29,7 +31,7 @@ from mtl_training.export import (  # noqa: E402
     with_half_weights,
 )
 from mtl_training.networks import NetworkConfig, build_network  # noqa: E402
-from mtl_training.run_state import load_network  # noqa: E402
+from mtl_training.run_state import build_stored_network, load_network  # noqa: E402
 from mtl_training.trainer import train  # noqa: E402
 
 SIZE = (64, 96)
@@ -165,3 +167,46 @@ def test_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:
     assert expected_calibration_error(logits, labels) == pytest.approx(0, abs=1e-6)
     labels = torch.tensor([0] * 5 + [1] * 5)
     assert expected_calibration_error(logits, labels) == pytest.approx(0.3, abs=1e-6)
+
+
+def test_a_bundles_weights_come_back_ready_to_learn(
+    bundle: ModelBundle, images: np.ndarray
+) -> None:
+    """The network computes what the bundle computes, with the batch's own statistics too."""
+    network = build_stored_network(*trained_network(bundle))
+    pictures = torch.from_numpy(images).permute(0, 3, 1, 2)
+    load_bundle_weights(network, bundle, [pictures])
+    engine = open_engine(bundle, 'onnxruntime', precision='float32', batch=2)
+    expected = {name: array.copy() for name, array in engine.infer(images).items()}
+    engine.close()
+    for training in (False, True):
+        deployed = DeployedNetwork(network).train(training)
+        with torch.inference_mode():
+            found = [tensor.numpy() for tensor in deployed(torch.from_numpy(images))]
+        parity = compare_outputs(expected, dict(zip(deployed.names, found, strict=True)))
+        assert parity.label > 0.998 and parity.depth < 1e-3 and parity.normal_deg < 0.1, training
+
+
+def test_a_training_can_start_from_a_bundle(
+    run: Path, bundle: ModelBundle, tmp_path: Path
+) -> None:
+    """Only what a normalisation scales away may differ from the checkpoint's weights."""
+    config = tiny_config(
+        run.parent / 'data',
+        run.parent / 'cache',
+        schedule={'steps': 1, 'warmup_steps': 0, 'evaluations': 1},
+        optimizer={'lr': 1e-12, 'weight_decay': 0.0},
+    )
+    train(config, tmp_path / 'next', start_from=bundle.path)
+    begun, _ = load_network(tmp_path / 'next' / 'last.json')
+    exported, _ = load_network(run / 'last.json')
+    fused = {'fusions', 'heads'}  # convolutions with a normalisation are here alone
+    for (name, a), b in zip(exported.named_parameters(), begun.parameters(), strict=True):
+        if name.partition('.')[0] not in fused:
+            assert torch.allclose(a, b, rtol=2e-3, atol=1e-4), name
+
+
+def test_a_bundle_without_its_recipe_is_no_start(tiny_bundle: ModelBundle, run: Path) -> None:
+    config = tiny_config(run.parent / 'data', run.parent / 'cache')
+    with pytest.raises(CheckpointError, match='does not say how its network is built'):
+        train(config, run.parent / 'refused', start_from=tiny_bundle.path)
