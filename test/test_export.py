@@ -19,6 +19,7 @@ from mtl_perception.engines import open_engine  # noqa: E402
 from mtl_training.bundle_weights import load_bundle_weights, trained_network  # noqa: E402
 from mtl_training.calibration import expected_calibration_error  # noqa: E402
 from mtl_training.checkpoints import CheckpointError  # noqa: E402
+from mtl_training.config import load_config  # noqa: E402
 from mtl_training.evaluate import evaluate_bundle  # noqa: E402
 from mtl_training.export import (  # noqa: E402
     DeployedNetwork,
@@ -204,6 +205,28 @@ def test_a_training_can_start_from_a_bundle(
     for (name, a), b in zip(exported.named_parameters(), begun.parameters(), strict=True):
         if name.partition('.')[0] not in fused:
             assert torch.allclose(a, b, rtol=2e-3, atol=1e-4), name
+
+
+def test_the_shipped_bundle_is_a_start_for_fine_tuning(tmp_path: Path) -> None:
+    """What the README says of one's own pictures: a step on some moves the shipped weights."""
+    write_pictures(tmp_path / 'mine', count=6)
+    overrides = [
+        f'data.cache={tmp_path / "cache"}',
+        f'data.sources=[{{name: mine, path: {tmp_path / "mine"}, height: 64, width: 96}}]',
+        'data.held_out={source: mine, blocks: 1, frames_per_block: 2}',
+        'schedule={steps: 1, warmup_steps: 0, evaluations: 1, stages: [{height: 64, width: 96}]}',
+        'batch_size=2',
+        'workers=0',
+    ]
+    config = load_config('fine_tune', overrides)
+    train(config, tmp_path / 'run', start_from=Path('efficientnet_lite0'))
+    network, _ = load_network(tmp_path / 'run' / 'last.json')
+    bundle = ModelBundle.load('efficientnet_lite0')
+    shipped = build_stored_network(*trained_network(bundle))
+    load_bundle_weights(shipped, bundle, [torch.zeros(2, 3, 64, 96)])
+    for name in ('heads.depth.1.weight', 'heads.segmentation.1.weight'):
+        before, after = shipped.get_parameter(name), network.get_parameter(name)
+        assert 0 < (after - before).abs().max() < 1e-3
 
 
 def test_a_bundle_without_its_recipe_is_no_start(tiny_bundle: ModelBundle, run: Path) -> None:
