@@ -87,6 +87,75 @@ def test_only_the_nearest_thing_in_each_direction_is_marked():
     assert not grid.taken[tuple(axis[0] for axis in grid.index([2.02], [0.0]))]
 
 
+def test_a_near_view_counts_more_than_a_far_one():
+    grid = RollingGrid(size_m=8.0)
+    grid.centre_on(Pose(0, 0, 0))
+    cell = tuple(axis[0] for axis in grid.index([2.52], [0.0]))
+    for _ in range(4):
+        grid.add(*wall(2.52, -0.3, 0.3), Pose(0, 0, 0), **VIEW)
+    assert grid.taken[cell]
+    beyond = wall(3.5, -0.5, 0.5)
+    far, near = grid.odds.copy(), grid.odds
+    grid.add(*beyond, Pose(0, 0, 0), **VIEW)
+    cleared_from_afar = float(far[cell] - grid.odds[cell])
+    far = near.copy()
+    grid.add(*beyond, Pose(1.7, 0, 0), **VIEW)
+    assert 0 < cleared_from_afar < 0.6 * float(far[cell] - grid.odds[cell])
+
+
+def test_what_no_view_has_shown_is_known_and_rolls_along():
+    grid = RollingGrid(size_m=4.0)
+    grid.centre_on(Pose(0, 0, 0))
+    grid.add(*wall(1.02, -0.8, 0.8), Pose(0, 0, 0), **VIEW)
+    shown, behind = ([0.7], [0.0]), ([1.5], [0.0])
+    assert grid.seen[grid.index(*shown)] and not grid.seen[grid.index(*behind)]
+    grid.centre_on(Pose(1.0, 0.3, 0))
+    assert grid.seen[grid.index(*shown)] and not grid.seen[grid.index(*behind)]
+    count = int(grid.seen.sum())
+    grid.centre_on(Pose(2.8, 0.0, 0))
+    assert 0 < grid.seen.sum() < count or not grid.seen.any()
+    grid.forget()
+    assert not grid.seen.any()
+
+
+def test_of_two_ways_the_one_that_was_seen_is_taken():
+    """A wall ahead with the same way around on both sides; the right one was looked at."""
+    grid, planner = RollingGrid(), Planner(Robot(), (3.0, 0.0))
+    grid.centre_on(Pose(0, 0, 0))
+    for _ in range(3):
+        grid.add(*wall(1.5, -0.6, 0.6), Pose(0, 0, 0), **VIEW)
+    grid.add(np.zeros(0), np.zeros(0), Pose(0, -1.2, 0), **VIEW)
+    planner.look(grid)
+    pose, speed, turn = Pose(0, 0, 0), 0.0, 0.0
+    for _ in range(40):
+        speed, turn = planner.steer(pose, speed, turn, 0.1)
+        pose = pose.moved(speed, turn, 0.1)
+    assert pose.x > 0.5 and pose.y < -0.2
+
+
+@pytest.mark.parametrize('squeezing', [False, True])
+def test_a_gap_barely_wider_than_the_robot_is_passed_only_when_squeezing(squeezing):
+    """Two walls 0.4 m apart; it keeps 6 cm to marks and is 0.36 m wide."""
+    robot = Robot()
+    grid, planner = RollingGrid(), Planner(robot, (3.0, 0.0))
+    planner.squeezing = squeezing
+    grid.centre_on(Pose(0, 0, 0))
+    for side in (-0.225, 0.225):
+        x = np.arange(0.8, 1.6, 0.01)
+        i, j = grid.index(x, np.full(x.size, side))
+        away = np.sign(side)
+        for row in range(80):
+            grid.odds[i, np.clip(j + int(away * row), 0, grid.cells - 1)] = 2.0
+    planner.look(grid)
+    pose, speed, turn, fastest = Pose(0, 0, 0), 0.0, 0.0, 0.0
+    for _ in range(200):
+        speed, turn = planner.steer(pose, speed, turn, 0.1)
+        pose = pose.moved(speed, turn, 0.1)
+        fastest = max(fastest, speed)
+    assert (pose.x > 1.6) == squeezing
+    assert fastest <= (0.15 if squeezing else robot.max_speed) + 1e-6
+
+
 def test_the_robot_drives_around_a_wall_it_has_seen():
     robot = Robot()
     grid, planner = RollingGrid(), Planner(robot, (3.0, 0.0))

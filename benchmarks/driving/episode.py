@@ -27,6 +27,8 @@ RANGE_M = 2.5
 LOOK_AROUND_RADPS = 1.0
 RETREAT_MPS, RETREAT_S = -0.2, 0.6
 STUCK_M, STUCK_S = 0.15, 6.0
+# Stuck again so near the place, it squeezes through; so far from it, no longer.
+SQUEEZE_WITHIN_M = 0.6
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,10 @@ def geometry_config(robot: Robot, mount: Mount, roles, *, scale: str) -> Geometr
     )
 
 
+def _apart(a: Pose, b: Pose) -> float:
+    return math.hypot(a.x - b.x, a.y - b.y)
+
+
 def drive(
     world: World,
     task: Task,
@@ -237,7 +243,8 @@ def drive(
 
     Odometry is exact. First the robot turns once on the spot, to see what stands beside it. Where
     it touches something it stops, notes it, and backs off; five touches end the drive. Where it
-    gets no farther it forgets the grid and turns once more, as Nav2's recoveries do.
+    gets no farther it forgets the grid and turns once more, as Nav2's recoveries do; the second
+    time at one place it then goes on slowly with less way to what it sees.
     """
     clearance = world.clearance(0.03, robot.height)
     # Cells count from their centres: half a cell less is still clear.
@@ -248,6 +255,7 @@ def drive(
     limit_s = 40 + task.length / 0.1 if limit_s is None else limit_s
     limit = look_around + round(limit_s / CONTROL_S)
     anchor, anchored, looking = pose, look_around, look_around
+    stuck_at: Pose | None = None
     half_view = math.atan(CAMERA.cx / CAMERA.fx)
     collisions, metres, step, retreat, reached = 0, 0.0, 0, 0, False
     sight = Sight()
@@ -269,9 +277,13 @@ def drive(
             planner.look(grid)
         if watch is not None:
             watch(pose, grid, sight)
-        if math.hypot(pose.x - anchor.x, pose.y - anchor.y) > STUCK_M:
+        if _apart(pose, anchor) > STUCK_M:
             anchor, anchored = pose, step
+        if stuck_at is not None and _apart(pose, stuck_at) > SQUEEZE_WITHIN_M:
+            stuck_at, planner.squeezing = None, False
         if (step - anchored) * CONTROL_S > STUCK_S:
+            planner.squeezing = stuck_at is not None
+            stuck_at = pose
             grid.forget()
             planner.look(grid)
             looking = look_around
@@ -290,7 +302,7 @@ def drive(
                 grid.bump(pose, robot.radius)
                 planner.look(grid)
             after, speed = pose, 0.0
-        metres += math.hypot(after.x - pose.x, after.y - pose.y)
+        metres += _apart(after, pose)
         pose = after
         step += 1
         reached = math.hypot(task.goal[0] - pose.x, task.goal[1] - pose.y) < GOAL_M

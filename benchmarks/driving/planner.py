@@ -10,12 +10,20 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import dijkstra
 
-_HIT, _MISS, _LOW, _HIGH, _TAKEN = 0.9, 0.45, -0.9, 3.0, 0.5
+_HIT, _MISS, _LOW, _HIGH, _TAKEN = 1.0, 0.7, -0.9, 2.5, 0.5
+# What a view says of a cell counts less the farther it is: fully up to here, this share less for
+# each further metre, and never less than the last.
+_SURE_M, _DOUBT_PER_M, _LEAST_TRUST = 0.6, 0.35, 0.35
+# Ways through cells that no view showed are so much longer.
+_UNSEEN_PRICE = 2.0
+# Added per metre where the robot comes too near to what is marked, and for every metre too near.
+_TIGHT_PRICE, _TIGHTER_PRICE_PER_M = 10.0, 300.0
 _POINTS_PER_CELL = 2
 # So deep, in metres, goes what one view marks of the nearest thing in each direction.
 _SKIN_M = 0.25
-# Way kept between the robot and what is marked: half a cell and what a camera errs.
-_MARGIN_M = 0.06
+# Way kept between the robot and what is marked: half a cell and what a camera errs; and less,
+# slowly, where the robot would not get through.
+_MARGIN_M, _SQUEEZE_MARGIN_M, _SQUEEZE_MPS = 0.06, 0.0, 0.15
 
 
 @dataclass(frozen=True)
@@ -62,13 +70,18 @@ class RollingGrid:
 
     Cells are squares of the world's floor. A cell holds the log-odds of being taken: an obstacle
     raises them; a view that passes over the cell to an obstacle behind it, or to the end of the
-    camera's range, lowers them.
+    camera's range, lowers them. Near cells are believed more than far ones.
+
+    Attributes:
+        odds: float32 [X, Y], log-odds of being taken.
+        seen: bool [X, Y], cells that some view has shown.
     """
 
     def __init__(self, size_m: float = 8.0, cell_m: float = 0.05) -> None:
         self.cell_m = cell_m
         self.cells = round(size_m / cell_m)
         self.odds = np.zeros((self.cells, self.cells), np.float32)
+        self.seen = np.zeros((self.cells, self.cells), bool)
         self._corner = np.zeros(2, int)
 
     @property
@@ -86,16 +99,16 @@ class RollingGrid:
         place = np.floor(np.array([pose.x, pose.y]) / self.cell_m).astype(int)
         corner = place - self.cells // 2
         shift = corner - self._corner
-        if (np.abs(shift) >= self.cells).any():
-            self.odds[:] = 0
-        elif shift.any():
-            rolled = np.roll(self.odds, -shift, (0, 1))
+        for field in (self.odds, self.seen):
+            if (np.abs(shift) >= self.cells).any():
+                field[:] = 0
+                continue
             for axis, step in enumerate(shift):
                 if step:
+                    field[:] = np.roll(field, -step, axis)
                     gone = [slice(None)] * 2
                     gone[axis] = slice(-step, None) if step > 0 else slice(None, -step)
-                    rolled[tuple(gone)] = 0
-            self.odds = rolled
+                    field[tuple(gone)] = 0
         self._corner = corner
 
     def index(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -140,7 +153,9 @@ class RollingGrid:
         cell_beam = np.clip(((cell_bearing / half_view + 1) / 2 * beams).astype(int), 0, beams - 1)
         seen = (np.abs(cell_bearing) < half_view) & (cell_range > nearest)
         seen &= cell_range < reach[cell_beam] - self.cell_m
-        self.odds[seen] -= _MISS
+        trust = np.clip(1 - _DOUBT_PER_M * (cell_range - _SURE_M), _LEAST_TRUST, 1)
+        self.odds[seen] -= _MISS * trust[seen]
+        self.seen |= seen
 
         # What stands behind is marked when it is seen freely: it is where depth errs most.
         front = ranges < reach[beam] + _SKIN_M
@@ -148,7 +163,9 @@ class RollingGrid:
         inside = (i >= 0) & (i < self.cells) & (j >= 0) & (j < self.cells)
         count = np.zeros_like(self.odds)
         np.add.at(count, (i[inside], j[inside]), 1)
-        self.odds[count >= _POINTS_PER_CELL] += _HIT
+        marked = count >= _POINTS_PER_CELL
+        self.odds[marked] += _HIT * trust[marked]
+        self.seen |= marked
         np.clip(self.odds, _LOW, _HIGH, out=self.odds)
 
     def free(self, pose: Pose, radius: float) -> None:
@@ -158,10 +175,12 @@ class RollingGrid:
         dy = (centres + self.corner[1] - pose.y)[None, :]
         under = np.hypot(dx, dy) < radius
         self.odds[under] = np.minimum(self.odds[under], 0)
+        self.seen |= under
 
     def forget(self) -> None:
         """Clear everything."""
         self.odds[:] = 0
+        self.seen[:] = False
 
     def bump(self, pose: Pose, radius: float) -> None:
         """Note that something stands before the robot's front, where its bumper was pressed."""
@@ -175,17 +194,26 @@ class RollingGrid:
 class Planner:
     """Dynamic window (Fox, Burgard, Thrun 1997) that follows the grid's way to the goal.
 
-    The cost to the goal over the grid (Dijkstra, unknown cells count as free, cost grows near
-    obstacles) replaces the original's heading to the goal, so that chairs do not trap it.
+    The cost to the goal over the grid (Dijkstra; cost grows near obstacles and is higher where
+    nothing was seen) replaces the original's heading to the goal, so that chairs do not trap it.
+
+    Attributes:
+        squeezing: keep less way to what is marked, and drive slowly.
     """
 
     def __init__(self, robot: Robot, goal: tuple[float, float]) -> None:
         self.robot = robot
         self.goal = goal
+        self.squeezing = False
         self._coarse = 2
         self._cost: np.ndarray | None = None
         self._distance: np.ndarray | None = None
         self._grid: RollingGrid | None = None
+
+    @property
+    def margin(self) -> float:
+        """Way kept between the robot and what is marked, metres."""
+        return _SQUEEZE_MARGIN_M if self.squeezing else _MARGIN_M
 
     def look(self, grid: RollingGrid) -> None:
         """Compute clearance and cost to the goal from the grid as it is now."""
@@ -194,12 +222,15 @@ class Planner:
         step = self._coarse
         cells = grid.cells // step
         blocks = self._distance[: cells * step, : cells * step].reshape(cells, step, cells, step)
-        clearance = blocks.min(axis=(1, 3))
+        clearance = blocks.mean(axis=(1, 3))
         margin = np.clip((0.5 - clearance) / 0.5, 0, 1)
         price = 1 + 4 * margin**2
-        # Inside the robot's own outline of an obstacle it is dear, not impossible: it may have
-        # been driven there by a grid that learnt better since.
-        price[clearance < self.robot.radius + _MARGIN_M] = 60.0
+        unseen = ~grid.seen[: cells * step, : cells * step].reshape(cells, step, cells, step)
+        price[unseen.all(axis=(1, 3))] *= _UNSEEN_PRICE
+        # Nearer to an obstacle than it should come is dear, not impossible: the robot may have been
+        # driven there by a grid that learnt better since. The middle of a gap is the least dear.
+        lacking = self.robot.radius + self.margin - clearance
+        price += _TIGHT_PRICE * (lacking > 0) + _TIGHTER_PRICE_PER_M * np.maximum(lacking, 0)
         self._cost = self._distances_to_goal(price, grid)
         self._grid = grid
 
@@ -243,7 +274,9 @@ class Planner:
         assert self._distance is not None and self._cost is not None and self._grid is not None
         robot = self.robot
         reach = robot.acceleration * period
-        speeds = np.linspace(max(0.0, speed - 2 * reach), min(robot.max_speed, speed + reach), 5)
+        fastest = _SQUEEZE_MPS if self.squeezing else robot.max_speed
+        slowest = max(0.0, speed - 2 * reach)
+        speeds = np.linspace(slowest, max(slowest, min(fastest, speed + reach)), 5)
         reach = robot.turn_acceleration * period
         turns = np.linspace(
             max(-robot.max_turn, turn - reach), min(robot.max_turn, turn + reach), 11
@@ -259,7 +292,7 @@ class Planner:
         here = float(self._sample(self._distance, np.array([pose.x]), np.array([pose.y]), cell)[0])
         # Where the robot already stands too near it may pass, but not drive closer.
         edge = robot.radius - 0.03
-        needed = min(robot.radius + _MARGIN_M - 0.01, max(here - 0.02, min(edge, here - 0.01)))
+        needed = min(robot.radius + self.margin - 0.01, max(here - 0.02, min(edge, here - 0.01)))
         safe = (clearance > needed).all(axis=1) | (v[:, 0] == 0)
         cost = self._sample(self._cost, x[:, -1], y[:, -1], cell * self._coarse)
         aim = self._aim(pose)

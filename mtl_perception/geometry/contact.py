@@ -14,6 +14,7 @@ import numpy as np
 from mtl_perception.frames import Intrinsics
 from mtl_perception.geometry.backprojection import ray_slopes, subsampled
 from mtl_perception.geometry.floor import FloorPlane
+from mtl_perception.geometry.scan import floor_crossings
 from mtl_perception.geometry.workspace import Workspace
 
 # So many rows and columns of the picture are looked at: of 288x384, every third and every fourth.
@@ -86,8 +87,7 @@ def contact_factors(
     out_of_sight = edge < 0
     a, b, c = (float(value) for value in plane.normal)
     fall = -(x * a + (y * b + c))
-    crossing = np.full(fall.shape, np.inf, np.float32)
-    np.divide(np.float32(plane.height), fall, out=crossing, where=fall > 1e-4)
+    crossing = floor_crossings(plane, small)[2, ::-1]
     # A ray that is off by an angle meets the floor elsewhere: relative variance of the distance.
     steep = np.square(fall) / np.maximum((x * x + 1) + y * y - np.square(fall), 1e-6)
     tilt = plane.angle_std**2 + (_ROW_STD_PX / camera.fy) ** 2
