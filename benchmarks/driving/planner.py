@@ -227,8 +227,8 @@ class Planner:
         price = 1 + 4 * margin**2
         unseen = ~grid.seen[: cells * step, : cells * step].reshape(cells, step, cells, step)
         price[unseen.all(axis=(1, 3))] *= _UNSEEN_PRICE
-        # Nearer to an obstacle than it should come is dear, not impossible: the robot may have been
-        # driven there by a grid that learnt better since. The middle of a gap is the least dear.
+        # Nearer to an obstacle than it should come is dear, not impossible: the robot may have
+        # been driven there by a grid that learnt better since. A gap's middle is the least dear.
         lacking = self.robot.radius + self.margin - clearance
         price += _TIGHT_PRICE * (lacking > 0) + _TIGHTER_PRICE_PER_M * np.maximum(lacking, 0)
         self._cost = self._distances_to_goal(price, grid)
