@@ -243,8 +243,8 @@ def drive(
 
     Odometry is exact. First the robot turns once on the spot, to see what stands beside it. Where
     it touches something it stops, notes it, and backs off; five touches end the drive. Where it
-    gets no farther it forgets what it can see again and turns once more, as Nav2's recoveries do;
-    the second time at one place it then goes on slowly with less way to what it sees.
+    gets no farther it forgets the grid and turns once more, as Nav2's recoveries do; the second
+    time at one place it then goes on slowly with less way to what it sees.
     """
     clearance = world.clearance(0.03, robot.height)
     # Cells count from their centres: half a cell less is still clear.
@@ -282,10 +282,9 @@ def drive(
         if stuck_at is not None and _apart(pose, stuck_at) > SQUEEZE_WITHIN_M:
             stuck_at, planner.squeezing = None, False
         if (step - anchored) * CONTROL_S > STUCK_S:
-            # What is too near to be seen again is kept.
-            grid.forget(pose, mount.forward + mount.blind_m)
             planner.squeezing = stuck_at is not None
             stuck_at = pose
+            grid.forget()
             planner.look(grid)
             looking = look_around
             anchored = step + looking

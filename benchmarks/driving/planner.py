@@ -15,7 +15,7 @@ _HIT, _MISS, _LOW, _HIGH, _TAKEN = 1.0, 0.7, -0.9, 2.5, 0.5
 # each further metre, and never less than the last.
 _SURE_M, _DOUBT_PER_M, _LEAST_TRUST = 0.6, 0.35, 0.35
 # Ways through cells that no view showed are so much longer.
-_UNSEEN_PRICE = 3.0
+_UNSEEN_PRICE = 2.0
 # Added per metre where the robot comes too near to what is marked, and for every metre too near.
 _TIGHT_PRICE, _TIGHTER_PRICE_PER_M = 10.0, 300.0
 _POINTS_PER_CELL = 2
@@ -23,7 +23,7 @@ _POINTS_PER_CELL = 2
 _SKIN_M = 0.25
 # Way kept between the robot and what is marked: half a cell and what a camera errs; and less,
 # slowly, where the robot would not get through.
-_MARGIN_M, _SQUEEZE_MARGIN_M, _SQUEEZE_MPS = 0.08, 0.01, 0.15
+_MARGIN_M, _SQUEEZE_MARGIN_M, _SQUEEZE_MPS = 0.06, 0.0, 0.15
 
 
 @dataclass(frozen=True)
@@ -170,21 +170,17 @@ class RollingGrid:
 
     def free(self, pose: Pose, radius: float) -> None:
         """Clear what lies under the robot: it stands there."""
-        under = self._within(pose, radius)
-        self.odds[under] = np.minimum(self.odds[under], 0)
-        self.seen |= under
-
-    def forget(self, pose: Pose, keep_m: float) -> None:
-        """Clear everything but what is nearer to the robot than `keep_m`, metres."""
-        far = ~self._within(pose, keep_m)
-        self.odds[far] = 0
-        self.seen[far] = False
-
-    def _within(self, pose: Pose, radius: float) -> np.ndarray:
         centres = (np.arange(self.cells) + 0.5) * self.cell_m
         dx = (centres + self.corner[0] - pose.x)[:, None]
         dy = (centres + self.corner[1] - pose.y)[None, :]
-        return np.hypot(dx, dy) < radius
+        under = np.hypot(dx, dy) < radius
+        self.odds[under] = np.minimum(self.odds[under], 0)
+        self.seen |= under
+
+    def forget(self) -> None:
+        """Clear everything."""
+        self.odds[:] = 0
+        self.seen[:] = False
 
     def bump(self, pose: Pose, radius: float) -> None:
         """Note that something stands before the robot's front, where its bumper was pressed."""
