@@ -49,7 +49,7 @@ def load_bundle_weights(
     """Fill a network with a bundle's weights, in place; it is in evaluation mode afterwards.
 
     Args:
-        network: built as `trained_network` says, float32.
+        network: built as `trained_network` says, float32 on the CPU.
         bundle: to read.
         pictures: batches uint8 or float32 [N,3,H,W], RGB in 0..255, of the kind to be trained on:
             the folded normalisations take their statistics from them.
@@ -59,9 +59,10 @@ def load_bundle_weights(
     """
     graph = onnx.load(str(bundle.model_path)).graph
     stored = _constants(graph) | _linear_weights(graph)
-    convolutions = _normalised_convolutions(network, next(iter(network.parameters())).device)
     folded = {
-        norm: conv for norm, conv in convolutions.items() if f'{norm}.running_var' not in stored
+        norm: conv
+        for norm, conv in _normalised_convolutions(network).items()
+        if f'{norm}.running_var' not in stored
     }
     for norm, conv in folded.items():
         layer = network.get_submodule(norm)
@@ -74,8 +75,7 @@ def load_bundle_weights(
         bias = stored.pop(f'{conv}.{_FOLDED_BIAS}', None)
         if bias is not None:
             stored[f'{norm}.bias'] = bias
-    state = network.state_dict()
-    for name, tensor in state.items():
+    for name, tensor in network.state_dict().items():
         if name.endswith('num_batches_tracked'):
             continue
         values = stored.get(name)
@@ -86,7 +86,6 @@ def load_bundle_weights(
                 'expected: start from the checkpoint that the bundle was exported from'
             )
         tensor.copy_(torch.from_numpy(values))
-    network.load_state_dict(state)
     network.eval()
     _unfold(network, folded, pictures)
 
@@ -125,7 +124,7 @@ def _linear_weights(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
     return found
 
 
-def _normalised_convolutions(network: MultiTaskNetwork, device: torch.device) -> dict[str, str]:
+def _normalised_convolutions(network: MultiTaskNetwork) -> dict[str, str]:
     """Return which convolution feeds each batch normalisation, by names."""
     makers: dict[int, str] = {}
     pairs: dict[str, str] = {}
@@ -154,7 +153,7 @@ def _normalised_convolutions(network: MultiTaskNetwork, device: torch.device) ->
             handles.append(module.register_forward_pre_hook(read(name)))
     try:
         with torch.inference_mode():
-            network.eval()(torch.zeros(1, 3, 64, 64, device=device))
+            network.eval()(torch.zeros(1, 3, 64, 64))
     finally:
         for handle in handles:
             handle.remove()
@@ -174,7 +173,7 @@ def _unfold(network: MultiTaskNetwork, folded: dict[str, str], pictures: Iterabl
     def reader(name: str) -> Any:
         def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x = inputs[0].double()
-            sums[name] = sums[name] + torch.stack([x.sum((0, 2, 3)), (x * x).sum((0, 2, 3))]).cpu()
+            sums[name] = sums[name] + torch.stack([x.sum((0, 2, 3)), (x * x).sum((0, 2, 3))])
             counts[name] += x.numel() // x.shape[1]
 
         return note
@@ -192,7 +191,7 @@ def _unfold(network: MultiTaskNetwork, folded: dict[str, str], pictures: Iterabl
         layer, filters = network.get_submodule(norm), network.get_submodule(conv).weight
         if not counts[norm]:
             raise ValueError('pictures are empty: give at least one batch')
-        mean, square = (sums[norm] / counts[norm]).to(filters.device)
+        mean, square = sums[norm] / counts[norm]
         variance = (square - mean * mean).clamp_min(0)
         spread = filters.flatten(1).double().square().mean(1).sqrt()
         usual = filters[0].numel() ** -0.5

@@ -95,12 +95,12 @@ def test_a_near_view_counts_more_than_a_far_one():
         grid.add(*wall(2.52, -0.3, 0.3), Pose(0, 0, 0), **VIEW)
     assert grid.taken[cell]
     beyond = wall(3.5, -0.5, 0.5)
-    far, near = grid.odds.copy(), grid.odds
-    grid.add(*beyond, Pose(0, 0, 0), **VIEW)
-    cleared_from_afar = float(far[cell] - grid.odds[cell])
-    far = near.copy()
-    grid.add(*beyond, Pose(1.7, 0, 0), **VIEW)
-    assert 0 < cleared_from_afar < 0.6 * float(far[cell] - grid.odds[cell])
+    odds = [float(grid.odds[cell])]
+    for x in (0, 1.7):
+        grid.add(*beyond, Pose(x, 0, 0), **VIEW)
+        odds.append(float(grid.odds[cell]))
+    from_afar, from_near = odds[0] - odds[1], odds[1] - odds[2]
+    assert 0 < from_afar < 0.6 * from_near
 
 
 def test_what_no_view_has_shown_is_known_and_rolls_along():
@@ -113,7 +113,7 @@ def test_what_no_view_has_shown_is_known_and_rolls_along():
     assert grid.seen[grid.index(*shown)] and not grid.seen[grid.index(*behind)]
     count = int(grid.seen.sum())
     grid.centre_on(Pose(2.8, 0.0, 0))
-    assert 0 < grid.seen.sum() < count or not grid.seen.any()
+    assert 0 < grid.seen.sum() < count
     grid.forget()
     assert not grid.seen.any()
 
