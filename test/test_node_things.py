@@ -23,7 +23,9 @@ from node_rig import (
 from sensor_msgs.msg import Image
 from tiny_things import ATTRIBUTES, box_size, paint_marker, write_things_bundle
 
+from mtl_perception import views
 from mtl_perception.bundle import ModelBundle
+from mtl_perception.class_filter import ClassFilter
 from mtl_perception.datasets import PictureFolder
 from mtl_perception.ros import things
 from mtl_perception.ros.live import LiveError, LiveFrame, perception_program, replay_live
@@ -241,6 +243,35 @@ def test_classification_has_every_class(
     assert scores['seen/dark'] > 0.9
     expected = predict(bundle, picture).class_scores
     assert rooms == pytest.approx(expected[:3].tolist(), abs=0.01)
+
+
+def test_classes_are_averaged_over_the_memory(
+    bundle: ModelBundle, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heard of by what is drawn into the overlay: this needs no vision_msgs."""
+    drawn: list[np.ndarray] = []
+    describe = views.describe_classes
+
+    def record(attributes: Any, class_scores: np.ndarray) -> list[str]:
+        drawn.append(class_scores.copy())
+        return describe(attributes, class_scores)
+
+    monkeypatch.setattr(views, 'describe_classes', record)
+    bright = np.full_like(picture, 230)
+    alone = [predict(bundle, pixels).class_scores for pixels in (picture, bright)]
+    assert abs(alone[0][4] - alone[1][4]) > 0.5
+    with node_of(bundle, classification_memory=4.0) as rig:
+        rig.collect(OVERLAY, Image)
+        rig.perceive(image_message(picture), stamp_s=100.0)
+        rig.perceive(image_message(bright), stamp_s=104.0)
+        np.testing.assert_allclose(drawn[0], alone[0], atol=0.01)
+        expected = ClassFilter(ATTRIBUTES)
+        expected.update(alone[0], 100.0, 4.0)
+        np.testing.assert_allclose(drawn[1], expected.update(alone[1], 104.0, 4.0), atol=0.01)
+        assert np.abs(drawn[1] - alone[1]).max() > 0.05
+        assert rig.set(classification_memory=0.0) == ['']
+        rig.perceive(image_message(bright), stamp_s=104.5)
+        np.testing.assert_allclose(drawn[2], alone[1], atol=0.01)
 
 
 def test_label_info_numbers_the_names_for_late_readers(

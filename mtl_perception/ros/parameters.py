@@ -299,6 +299,13 @@ class Settings:
         minimum=0.0,
         maximum=1.0,
     )
+    classification_memory: float = _parameter(
+        5.0,
+        'Seconds of pictures that classification averages, the last ones counting most (a picture '
+        'of this age counts 1/e); 0: each picture alone.',
+        minimum=0.0,
+        maximum=3600.0,
+    )
     label_groups: str = _parameter(
         '',
         "YAML file that maps the bundle's classes to your own labels; empty: the bundle's "

@@ -15,6 +15,7 @@ from rclpy.qos import QoSProfile
 from std_msgs.msg import Header
 
 from mtl_perception.bundle import ModelBundle
+from mtl_perception.class_filter import ClassFilter
 from mtl_perception.encodings import picture_size, to_rgb
 from mtl_perception.frames import CameraFrame, Prediction
 from mtl_perception.msg import PerceptionStatus
@@ -63,6 +64,7 @@ class Channel:
         images: its image topics.
         scenes: its topics that are computed from depth.
         things: its topics with boxes and classes.
+        classes: what its last pictures say of its classes.
         label_info: its ~/segmentation/label_info.
         rectifier: its distortion maps.
         save_request: asks for its next frame to be saved.
@@ -94,6 +96,7 @@ class Channel:
             node, camera, prefix, bundle.outputs, names, transforms, profile
         )
         self.things = ThingOutputs(node, camera, prefix, bundle, profile)
+        self.classes = ClassFilter(bundle.attributes)
         self.label_info = LabelInfoOutput(node, prefix)
         self.rectifier = Rectifier()
         self.save_request: SaveRequest | None = None
@@ -325,7 +328,11 @@ class Processor:
         durations['infer'] = timings.get('infer', 0.0)
         durations['post'] = timings.get('post', 0.0) + (turned - began) * 1e3
         perceived = Perceived(
-            frame.header, frame.frame, frame.calibration, frame.rectified, prediction
+            frame.header,
+            frame.frame,
+            frame.calibration,
+            frame.rectified,
+            _remember(channel.classes, prediction, frame.header, settings),
         )
         self._sender.wait_for(channel)
         # Another engine may have taken over since the last frame.
@@ -442,6 +449,22 @@ class Processor:
             reason, f'{camera.label}: frame dropped: {reason}: {type(error).__name__}: {error}'
         )
         self._node.get_logger().debug(''.join(traceback.format_exception(error)))
+
+
+def _remember(
+    classes: ClassFilter, prediction: Prediction, header: Header, settings: Settings
+) -> Prediction:
+    """Return the prediction with what the last pictures together say of its classes.
+
+    A picture without a stamp has no age and stands alone.
+    """
+    stamp_ns = to_nanoseconds(header.stamp)
+    if prediction.class_scores is None or not stamp_ns:
+        return prediction
+    together = classes.update(
+        prediction.class_scores, stamp_ns / 1e9, settings.classification_memory
+    )
+    return replace(prediction, class_scores=together)
 
 
 def _lacks(prediction: Prediction, perceiver: Perceiver) -> bool:
