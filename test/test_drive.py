@@ -114,8 +114,21 @@ def test_what_no_view_has_shown_is_known_and_rolls_along():
     count = int(grid.seen.sum())
     grid.centre_on(Pose(2.8, 0.0, 0))
     assert 0 < grid.seen.sum() < count
-    grid.forget()
+    grid.forget(Pose(2.8, 0.0, 0), 0.0)
     assert not grid.seen.any()
+
+
+def test_what_is_near_can_be_kept_while_the_rest_is_forgotten():
+    grid = RollingGrid(size_m=4.0)
+    grid.centre_on(Pose(0, 0, 0))
+    for distance in (0.52, 1.52):
+        i, j = grid.index(*wall(distance, -0.2, 0.2))
+        grid.odds[i, j] = 2.0
+    grid.forget(Pose(0, 0, 0), 0.7)
+    near, far = grid.index([0.52], [0.0]), grid.index([1.52], [0.0])
+    assert grid.taken[near].all() and not grid.taken[far].any()
+    grid.forget(Pose(0, 0, 0), 0.0)
+    assert not grid.taken.any()
 
 
 def test_of_two_ways_the_one_that_was_seen_is_taken():

@@ -29,6 +29,8 @@ RETREAT_MPS, RETREAT_S = -0.2, 0.6
 STUCK_M, STUCK_S = 0.15, 6.0
 # Stuck again so near the place, it squeezes through; so far from it, no longer.
 SQUEEZE_WITHIN_M = 0.6
+# What is too near to be seen again is forgotten only from this time on.
+FORGET_ALL_FROM = 3
 
 
 @dataclass(frozen=True)
@@ -243,8 +245,9 @@ def drive(
 
     Odometry is exact. First the robot turns once on the spot, to see what stands beside it. Where
     it touches something it stops, notes it, and backs off; five touches end the drive. Where it
-    gets no farther it forgets the grid and turns once more, as Nav2's recoveries do; the second
-    time at one place it then goes on slowly with less way to what it sees.
+    gets no farther it forgets what it can see again and turns once more, as Nav2's recoveries do;
+    the second time at one place it then goes on slowly with less way to what it sees, and the
+    third time it forgets all.
     """
     clearance = world.clearance(0.03, robot.height)
     # Cells count from their centres: half a cell less is still clear.
@@ -256,6 +259,7 @@ def drive(
     limit = look_around + round(limit_s / CONTROL_S)
     anchor, anchored, looking = pose, look_around, look_around
     stuck_at: Pose | None = None
+    stuck = 0
     half_view = math.atan(CAMERA.cx / CAMERA.fx)
     collisions, metres, step, retreat, reached = 0, 0.0, 0, 0, False
     sight = Sight()
@@ -280,11 +284,12 @@ def drive(
         if _apart(pose, anchor) > STUCK_M:
             anchor, anchored = pose, step
         if stuck_at is not None and _apart(pose, stuck_at) > SQUEEZE_WITHIN_M:
-            stuck_at, planner.squeezing = None, False
+            stuck_at, stuck, planner.squeezing = None, 0, False
         if (step - anchored) * CONTROL_S > STUCK_S:
-            planner.squeezing = stuck_at is not None
-            stuck_at = pose
-            grid.forget()
+            stuck_at, stuck = pose, stuck + 1
+            planner.squeezing = stuck > 1
+            unseen_m = mount.forward + mount.blind_m
+            grid.forget(pose, unseen_m if stuck < FORGET_ALL_FROM else 0.0)
             planner.look(grid)
             looking = look_around
             anchored = step + looking

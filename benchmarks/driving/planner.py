@@ -170,17 +170,21 @@ class RollingGrid:
 
     def free(self, pose: Pose, radius: float) -> None:
         """Clear what lies under the robot: it stands there."""
-        centres = (np.arange(self.cells) + 0.5) * self.cell_m
-        dx = (centres + self.corner[0] - pose.x)[:, None]
-        dy = (centres + self.corner[1] - pose.y)[None, :]
-        under = np.hypot(dx, dy) < radius
+        under = self._within(pose, radius)
         self.odds[under] = np.minimum(self.odds[under], 0)
         self.seen |= under
 
-    def forget(self) -> None:
-        """Clear everything."""
-        self.odds[:] = 0
-        self.seen[:] = False
+    def forget(self, pose: Pose, keep_m: float) -> None:
+        """Clear everything but what is nearer to the robot than `keep_m`, metres."""
+        far = ~self._within(pose, keep_m)
+        self.odds[far] = 0
+        self.seen[far] = False
+
+    def _within(self, pose: Pose, radius: float) -> np.ndarray:
+        centres = (np.arange(self.cells) + 0.5) * self.cell_m
+        dx = (centres + self.corner[0] - pose.x)[:, None]
+        dy = (centres + self.corner[1] - pose.y)[None, :]
+        return np.hypot(dx, dy) < radius
 
     def bump(self, pose: Pose, radius: float) -> None:
         """Note that something stands before the robot's front, where its bumper was pressed."""

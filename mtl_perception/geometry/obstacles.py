@@ -70,7 +70,7 @@ class ObstacleConfig:
     ceiling_height: float = 1.6
     drop: float = 0.06
     floor_roughness: float = 0.008
-    label_weight: float = 3.0
+    label_weight: float = 4.0
     thin_above: float = 0.3
 
 
@@ -174,10 +174,15 @@ def split_scene(
             out=evidence,
         )
     if upward is not None:
+        # Of a network's floor nineteen pixels of twenty look up to .97 or more, few of a thing's.
         turned = workspace.array('turned', shape)
+        level = workspace.array('level', shape)
         np.multiply(upward, -5.0, out=turned)
         np.add(turned, 4.0, out=turned)
-        np.clip(turned, -1.0, 3.0, out=turned)
+        np.multiply(upward, -34.0, out=level)
+        np.add(level, 30.0, out=level)
+        np.minimum(turned, level, out=turned)
+        np.clip(turned, -2.5, 3.0, out=turned)
         np.copyto(turned, 0.0, where=upward == 0)
         np.add(evidence, turned, out=evidence)
     np.greater(evidence, -constant, out=obstacle)
