@@ -10,7 +10,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import dijkstra
 
-_HIT, _MISS, _LOW, _HIGH, _TAKEN = 1.0, 0.7, -0.9, 2.5, 0.5
+_HIT, _MISS, _LOW, _HIGH, _TAKEN = 1.0, 0.7, -0.9, 1.6, 0.5
 # What a view says of a cell counts less the farther it is: fully up to here, this share less for
 # each further metre, and never less than the last.
 _SURE_M, _DOUBT_PER_M, _LEAST_TRUST = 0.6, 0.35, 0.35

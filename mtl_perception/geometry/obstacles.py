@@ -25,6 +25,9 @@ OBSTACLE_POINT = np.dtype(
 """x, y, z: metres, optical frame. std: of the distance along the ray, metres. height: above the
 floor, metres, NaN where no floor is known. label, confidence: as in the mask."""
 
+# On level ground a label other than floor is wrong as often as right below a confidence of .9, and
+# nearly always right above: its log-odds count so often.
+_THING_SURENESS = 2.0
 # Neighbours (of 3x3, itself included) that a pixel of an obstacle or a hole needs.
 _COMPANY = 3
 
@@ -60,7 +63,9 @@ class ObstacleConfig:
         ceiling_height: what is labelled ceiling is one only above this, metres.
         drop: what lies lower than this below the floor is a hole, metres (plus 3 deviations).
         floor_roughness: of a real floor and its covering, standard deviation, metres.
-        label_weight: how far a sure label can go against height and normal, in nats.
+        floor_weight: how far a label that is sure of floor can go against height and normal, in
+            nats.
+        thing_weight: the same for a label that is sure of anything else.
         thin_above: of what is higher than this, one pixel of four becomes a point, metres. Walls
             fill most pictures, and a costmap's cell needs one point.
     """
@@ -70,7 +75,8 @@ class ObstacleConfig:
     ceiling_height: float = 1.6
     drop: float = 0.06
     floor_roughness: float = 0.008
-    label_weight: float = 4.0
+    floor_weight: float = 4.0
+    thing_weight: float = 6.0
     thin_above: float = 0.3
 
 
@@ -170,11 +176,11 @@ def split_scene(
     if label is not None:
         np.add(
             evidence,
-            _label_evidence(label, confidence, roles.floor, config.label_weight, workspace),
+            _label_evidence(label, confidence, roles.floor, config, workspace),
             out=evidence,
         )
     if upward is not None:
-        # Of a network's floor nineteen pixels of twenty look up to .97 or more, few of a thing's.
+        # Of a network's floor nineteen pixels of twenty are at .97 or more, few of a thing's.
         turned = workspace.array('turned', shape)
         level = workspace.array('level', shape)
         np.multiply(upward, -5.0, out=turned)
@@ -182,7 +188,7 @@ def split_scene(
         np.multiply(upward, -34.0, out=level)
         np.add(level, 30.0, out=level)
         np.minimum(turned, level, out=turned)
-        np.clip(turned, -2.5, 3.0, out=turned)
+        np.minimum(turned, 3.0, out=turned)
         np.copyto(turned, 0.0, where=upward == 0)
         np.add(evidence, turned, out=evidence)
     np.greater(evidence, -constant, out=obstacle)
@@ -214,16 +220,18 @@ def _label_evidence(
     label: np.ndarray,
     confidence: np.ndarray | None,
     floor: tuple[int, ...],
-    weight: float,
+    config: ObstacleConfig,
     workspace: Workspace,
 ) -> np.ndarray:
     """Return what labels say for an obstacle (above 0) or for floor (below), in nats."""
-    side, sureness = _evidence_tables(floor, weight)
+    side, sureness = _evidence_tables(floor, config.floor_weight)
     evidence = cv2.LUT(label, side, dst=workspace.array('label evidence', label.shape))
     if confidence is None:
-        return np.multiply(evidence, weight, out=evidence)
-    sure = cv2.LUT(confidence, sureness, dst=workspace.array('label sureness', label.shape))
-    return np.multiply(evidence, sure, out=evidence)
+        np.multiply(evidence, config.floor_weight, out=evidence)
+    else:
+        sure = cv2.LUT(confidence, sureness, dst=workspace.array('label sureness', label.shape))
+        np.multiply(evidence, sure, out=evidence)
+    return np.minimum(evidence, config.thing_weight, out=evidence)
 
 
 @lru_cache(maxsize=16)
@@ -231,7 +239,7 @@ def _evidence_tables(floor: tuple[int, ...], weight: float) -> tuple[np.ndarray,
     """Return, by label, which side it takes, and, by confidence, how much that counts."""
     share = np.arange(256) / 255
     sureness = np.clip(np.log((share + 0.02) / (1.02 - share)), 0, weight).astype(np.float32)
-    side = np.ones(256, np.float32)
+    side = np.full(256, _THING_SURENESS, np.float32)
     side[list(floor)] = -1
     side[255] = 0
     return side, sureness
