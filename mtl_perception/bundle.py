@@ -131,6 +131,17 @@ class AttributeSpec(_Spec):
         return classes
 
 
+def attribute_slices(
+    attributes: Iterable[AttributeSpec],
+) -> Iterator[tuple[AttributeSpec, slice]]:
+    """Yield each attribute with where its scores lie in class_scores."""
+    start = 0
+    for attribute in attributes:
+        stop = start + len(attribute.classes)
+        yield attribute, slice(start, stop)
+        start = stop
+
+
 class ClassificationSpec(_Spec):
     """What the picture is classified by; scores follow in this order, attribute by attribute."""
 
@@ -151,11 +162,7 @@ class ClassificationSpec(_Spec):
     @property
     def slices(self) -> dict[str, slice]:
         """Return where each attribute's scores lie in class_scores."""
-        places, start = {}, 0
-        for attribute in self.attributes:
-            places[attribute.name] = slice(start, start + len(attribute.classes))
-            start += len(attribute.classes)
-        return places
+        return {attribute.name: part for attribute, part in attribute_slices(self.attributes)}
 
 
 class NetworkSpec(_Spec):
@@ -364,10 +371,9 @@ def ranked_classes(
         attributes: in the order of the scores.
         class_scores: float32 [C].
     """
-    ranked, start = [], 0
-    for attribute in attributes:
-        scores = class_scores[start : start + len(attribute.classes)]
-        start += len(attribute.classes)
+    ranked = []
+    for attribute, part in attribute_slices(attributes):
+        scores = class_scores[part]
         ranked += [
             (f'{attribute.name}/{attribute.classes[k]}', float(scores[k]))
             for k in np.argsort(-scores, kind='stable')

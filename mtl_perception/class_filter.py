@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mtl_perception.bundle import AttributeSpec
+from mtl_perception.bundle import AttributeSpec, attribute_slices
 
 _LEAST = 1e-6
 """Scores are kept so far from 0 and 1: one picture can't decide for all."""
@@ -27,14 +27,9 @@ class ClassFilter:
         Args:
             attributes: in the order of the scores.
         """
-        self._single: list[slice] = []
-        start = 0
-        for attribute in attributes:
-            stop = start + len(attribute.classes)
-            if attribute.kind == 'single':
-                self._single.append(slice(start, stop))
-            start = stop
-        self._size = start
+        parts = list(attribute_slices(attributes))
+        self._single = [part for attribute, part in parts if attribute.kind == 'single']
+        self._size = parts[-1][1].stop if parts else 0
         self.reset()
 
     def reset(self) -> None:
@@ -53,10 +48,11 @@ class ClassFilter:
             time_s: when the picture was taken, seconds.
             memory_s: age in seconds at which a picture counts 1/e; 0: this picture alone.
         """
-        if memory_s <= 0 or time_s < self._time_s:
-            self.reset()
         if memory_s <= 0:
+            self.reset()
             return scores
+        if time_s < self._time_s:
+            self.reset()
         kept = math.exp((self._time_s - time_s) / memory_s)
         self._time_s = time_s
         said = np.clip(scores.astype(np.float64), _LEAST, 1 - _LEAST)

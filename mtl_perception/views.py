@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from .bundle import AttributeSpec, ClassSpec
+from .bundle import AttributeSpec, ClassSpec, attribute_slices
 
 INVALID = (128, 128, 128)
 """Grey of pixels without a measurement."""
@@ -108,10 +108,9 @@ def describe_classes(attributes: Sequence[AttributeSpec], class_scores: np.ndarr
         attributes: in the order of the scores.
         class_scores: float32 [C].
     """
-    lines, start = [], 0
-    for attribute in attributes:
-        scores = class_scores[start : start + len(attribute.classes)]
-        start += len(attribute.classes)
+    lines = []
+    for attribute, part in attribute_slices(attributes):
+        scores = class_scores[part]
         if attribute.kind == 'single':
             best = int(scores.argmax())
             lines.append(f'{attribute.name}: {attribute.classes[best]} {scores[best]:.2f}')

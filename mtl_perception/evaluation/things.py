@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mtl_perception.bundle import AttributeSpec, ModelBundle
+from mtl_perception.bundle import AttributeSpec, ModelBundle, attribute_slices
 from mtl_perception.encodings import picture_size
 from mtl_perception.frames import Prediction
 from mtl_perception.geometry.boxes import overlap, scale_boxes
@@ -168,11 +168,9 @@ def count_answers(
         class_scores: float [C].
         targets: int8 [C], as `class_targets` returns them.
     """
-    counts, start = [], 0
-    for attribute in attributes:
-        end = start + len(attribute.classes)
-        scores, known = class_scores[start:end], targets[start:end]
-        start = end
+    counts = []
+    for attribute, part in attribute_slices(attributes):
+        scores, known = class_scores[part], targets[part]
         if attribute.kind == 'single':
             asked = int((known >= 0).all())
             counts.append([int(asked and known[scores.argmax()] == 1), asked])
