@@ -6,7 +6,7 @@ Every hyper-parameter lives in a file of mtl_training/configs/; code only says w
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -18,6 +18,7 @@ CONFIG_FOLDER = Path(__file__).parent / 'configs'
 TaskName = Literal['segmentation', 'depth', 'normals', 'detection', 'classification']
 DENSE_TASKS: tuple[TaskName, ...] = ('segmentation', 'depth', 'normals')
 TASKS: tuple[TaskName, ...] = get_args(TaskName)
+PictureSide = Annotated[int, Field(ge=32, multiple_of=32)]
 Format = Literal[
     'pictures',
     'libmtl',
@@ -208,13 +209,22 @@ class StageSettings(Settings):
     """Picture size until a share of the training is done (progressive resolution).
 
     Attributes:
+        others: further sizes (height, width) in pixels that take turns with the first, step by
+            step; a size may stand there more than once. A network that meets pictures of several
+            sizes on the robot has to see them here.
         zoom: replaces the augmentation's range during this stage.
     """
 
     until: float = Field(1.0, gt=0, le=1)
-    height: int = Field(288, ge=32, multiple_of=32)
-    width: int = Field(384, ge=32, multiple_of=32)
+    height: PictureSide = 288
+    width: PictureSide = 384
+    others: tuple[tuple[PictureSide, PictureSide], ...] = ()
     zoom: tuple[float, float] | None = None
+
+    def size(self, step: int) -> tuple[int, int]:
+        """Return (height, width) in pixels for `step`."""
+        sizes = ((self.height, self.width), *self.others)
+        return sizes[step % len(sizes)]
 
 
 class ScheduleSettings(Settings):

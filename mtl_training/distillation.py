@@ -84,21 +84,21 @@ class BundleTeacher(Teacher):
         self.tasks = tuple(bundle.manifest.tasks)
         self.num_classes = len(bundle.classes)
         self.feature_channels = {}
-        self._opened: tuple[tuple[int, ...], Engine] | None = None
-
-    def _open(self, shape: tuple[int, ...]) -> Engine:
-        """Return an engine for pictures [N,H,W,3]; the last one is kept."""
-        if self._opened is None or self._opened[0] != shape:
-            if self._opened is not None:
-                self._opened[1].close()
-            engine = open_engine(self.bundle, self.engine, size=shape[1:3], batch=shape[0])
-            self._opened = (shape, engine)
-        return self._opened[1]
+        self._opened: Engine | None = None
 
     def outputs(self, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Run the engine once."""
+        """Run the engine once, on as many threads as torch has; sizes may change."""
         pictures = np.ascontiguousarray(images.permute(0, 2, 3, 1).cpu().numpy())
-        found = self._open(pictures.shape).infer(pictures)
+        if self._opened is None:
+            batch, *size, _ = pictures.shape
+            self._opened = open_engine(
+                self.bundle,
+                self.engine,
+                threads=torch.get_num_threads(),
+                size=(size[0], size[1]),
+                batch=batch,
+            )
+        found = self._opened.infer(pictures)
         outputs: dict[str, Tensor] = {}
         if 'label' in found:
             outputs['label'] = torch.from_numpy(found['label'].astype(np.int64))

@@ -190,8 +190,7 @@ def _pictures(mixture: Mixture, config: TrainingConfig) -> Iterator[Tensor]:
     """Yield some batches as the end of the training sees them; it misses none for that."""
     stage = config.schedule.stages[-1]
     for step in range(UNFOLDING_BATCHES):
-        request = BatchRequest(step, stage.height, stage.width, stage.zoom)
-        yield mixture[request]['image']
+        yield mixture[BatchRequest(step, *stage.size(step), stage.zoom)]['image']
 
 
 def _distillation(config: TrainingConfig, network: MultiTaskNetwork) -> Distillation | None:
@@ -229,7 +228,7 @@ def _requests(clock: Clock, step: int) -> Iterator[BatchRequest]:
     """Order batches until the training is over; the size is that of the moment of ordering."""
     while not clock.finished(step):
         stage = clock.stage(step)
-        yield BatchRequest(step, stage.height, stage.width, stage.zoom)
+        yield BatchRequest(step, *stage.size(step), stage.zoom)
         step += 1
 
 
