@@ -27,6 +27,7 @@ from mtl_training.checkpoints import (  # noqa: E402
 )
 from mtl_training.config import ConfigError, load_config  # noqa: E402
 from mtl_training.datasets.mixtures import Mixture  # noqa: E402
+from mtl_training.networks import MultiTaskNetwork  # noqa: E402
 from mtl_training.run_state import load_network  # noqa: E402
 from mtl_training.schedule import Clock  # noqa: E402
 from mtl_training.trainer import TrainingError, train  # noqa: E402
@@ -286,6 +287,24 @@ def test_progress_follows_training_time_across_an_interruption() -> None:
     assert resumed.finished(9)
 
 
+def test_sizes_of_a_stage_take_turns(
+    pictures: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    forward = MultiTaskNetwork.forward
+
+    def watched(network: MultiTaskNetwork, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        if network.training:
+            seen.append(tuple(images.shape[-2:]))
+        return forward(network, images)
+
+    monkeypatch.setattr(MultiTaskNetwork, 'forward', watched)
+    stage = {'height': 64, 'width': 96, 'others': [[32, 64], [64, 96]]}
+    schedule = {'steps': 5, 'evaluations': 1, 'stages': [stage]}
+    train(tiny_config(pictures, cache, schedule=schedule), tmp_path / 'run')
+    assert seen == [(64, 96), (32, 64), (64, 96), (64, 96), (32, 64)]
+
+
 def test_learning_rate_warms_up_and_ends_at_zero(pictures: Path, cache: Path) -> None:
     schedule = {'steps': 100, 'warmup_steps': 10}
     clock = Clock(tiny_config(pictures, cache, schedule=schedule).schedule)
@@ -303,6 +322,7 @@ def test_learning_rate_warms_up_and_ends_at_zero(pictures: Path, cache: Path) ->
         ('tasks=[depth, depth]', 'repeat'),
         ('data.held_out.source=moon', 'not among the sources'),
         ('augmentation.zoom=[2, 1]', 'zoom'),
+        ('schedule.stages=[{others: [[64, 100]]}]', 'multiple of 32'),
         ('no equals sign', 'dotted.key=value'),
     ],
 )
