@@ -412,6 +412,13 @@ def find_bundle(path_or_name: str | os.PathLike[str]) -> Path:
     )
 
 
+def how_to_name(bundle: ModelBundle) -> str:
+    """Return what names a bundle on a command line: a shipped one's name, else its folder."""
+    name = bundle.path.name
+    shipped = any((folder / name).resolve() == bundle.path for folder in shipped_models())
+    return name if shipped else str(bundle.path)
+
+
 @cache
 def _nyu13() -> tuple[ClassSpec, ...]:
     text = (Path(__file__).parent / 'data' / 'nyu13.json').read_text(encoding='utf-8')

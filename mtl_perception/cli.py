@@ -243,6 +243,9 @@ def doctor(
     image: Annotated[
         str | None, typer.Option(help='Image topic that matters; all of the graph if not given.')
     ] = None,
+    camera_info: Annotated[
+        str | None, typer.Option(help='Its calibration topic; beside it if not given.')
+    ] = None,
     bundle: Annotated[str, typer.Option(help='Model bundle: a folder or a name.')] = 'pvt_v2_b0',
     engine: Annotated[str, typer.Option(help='Engine to open with it.')] = 'auto',
     gpu_device: Annotated[int, typer.Option(min=0, help='Number of the GPU for TensorRT.')] = 0,
@@ -259,6 +262,7 @@ def doctor(
 
     findings = program.examine(
         image=image,
+        camera_info=camera_info,
         bundle=bundle,
         engine=engine,
         gpu_device=gpu_device,

@@ -70,6 +70,20 @@ def test_the_pose_in_the_base_frame_gives_the_height():
     assert scene.scale.scale == pytest.approx(1 / 1.3, rel=0.01)
 
 
+@pytest.mark.parametrize('mode', ['off', 'estimate', 'apply'])
+@pytest.mark.parametrize('z', [0.0, -0.1])
+def test_a_base_that_is_not_below_the_camera_tells_no_height(mode, z):
+    view = render(camera_pose(0.6, 15), small_camera(96, 72))
+    pose = view.base_from_camera.copy()
+    pose[2, 3] = z
+    geometry = SceneGeometry(GeometryConfig(roles=ROLES, scale=mode))
+    scene = geometry.update(
+        view.prediction, base_from_camera=pose, outputs={'floor', 'obstacles', 'points', 'scan'}
+    )
+    assert math.isnan(scene.scale.scale)
+    assert scene.floor.plane.height == pytest.approx(0.6, abs=0.02)
+
+
 def test_without_a_floor_the_last_scale_is_kept_and_grows_unsure():
     view = render(camera_pose(0.6, 15), small_camera(96, 72))
     config = GeometryConfig(roles=ROLES, scale='apply', camera_height=0.6)

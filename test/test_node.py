@@ -448,12 +448,31 @@ def test_save_frame_writes_a_picture_folder(tiny_bundle: ModelBundle, tmp_path: 
             SaveFrame.Request(name='kitchen'),
         )
     assert answer.success, answer.message
+    (tmp_path / 'usual').touch()
+    usual = (tmp_path / 'usual').stat().st_mode
+    written = [path for path in (tmp_path / 'kitchen').rglob('*') if path.is_file()]
+    assert written and {path.stat().st_mode for path in written} == {usual}
     (frame,) = PictureFolder(tmp_path, 'kitchen')
     np.testing.assert_array_equal(frame.rgb, picture)
     expected = predict(tiny_bundle, picture)
     np.testing.assert_array_equal(frame.label[::2, ::2], expected.label)
     np.testing.assert_allclose(frame.depth[::2, ::2], expected.depth, atol=1e-3)
     assert frame.intrinsics.fx == FOCAL_LENGTH
+
+
+def test_the_only_camera_need_not_be_named_to_save_its_frame(
+    tiny_bundle: ModelBundle, tmp_path: Path
+) -> None:
+    with node_of(tiny_bundle, cameras=['front'], save_folder=str(tmp_path)) as rig:
+        rig.publisher('/front/image', Image)
+        answer = rig.call_while(
+            lambda: rig.send(image_message(textured()), '/front/image'),
+            SaveFrame,
+            'save_frame',
+            SaveFrame.Request(),
+        )
+    assert answer.success, answer.message
+    assert Path(answer.path).is_file()
 
 
 @pytest.mark.parametrize('name', ['../outside', '/etc', 'a/b', '..'])

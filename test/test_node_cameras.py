@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticStatus
 from node_rig import (
     Rig,
     camera_info,
@@ -138,12 +139,14 @@ def test_max_rate_spares_the_engine(tiny_bundle: ModelBundle) -> None:
 
 
 def test_frames_that_are_too_old_are_dropped(tiny_bundle: ModelBundle) -> None:
-    with node_of(tiny_bundle, max_age=5.0) as rig:
+    with node_of(tiny_bundle, max_age=5.0, stale_after=60.0) as rig:
         past = rig.client.get_clock().now().nanoseconds / 1e9 - 60
         rig.send(image_message(textured()), stamp_s=past)
         rig.wait(lambda: rig.dropped() == {'too_old': 1}, 'dropped frame')
+        failing = rig.diagnosis(having='the last frame was dropped: its stamp is 60')
+        assert failing.level == DiagnosticStatus.ERROR
         status = rig.perceive(image_message(textured()))
-    assert status.health != Health.BAD_ENCODING
+    assert status.health == Health.UNCALIBRATED
 
 
 def test_time_may_go_back_as_in_a_looping_recording(tiny_bundle: ModelBundle) -> None:
@@ -205,9 +208,11 @@ def test_a_failing_engine_costs_frames_but_not_the_node(
         return original(self, frames, outputs)
 
     monkeypatch.setattr(Perceiver, 'perceive_batch', sometimes)
-    with node_of(tiny_bundle) as rig:
+    with node_of(tiny_bundle, stale_after=60.0) as rig:
         rig.send(image_message(textured()))
         rig.wait(lambda: rig.dropped() == {'engine_failed': 1}, 'dropped frame')
+        told = rig.diagnosis(having='the device is gone')
+        assert told.level == DiagnosticStatus.ERROR
         assert rig.perceive(image_message(textured())).published == 1
 
 

@@ -19,7 +19,7 @@ from sensor_msgs.msg import CompressedImage
 from typer.testing import CliRunner
 
 from mtl_perception.bundle import ModelBundle, nyu13_classes
-from mtl_perception.ros import doctor, parameters
+from mtl_perception.ros import doctor, environment, parameters
 from mtl_perception.ros.doctor import Severity
 from mtl_perception.ros.parameters import CameraSettings, ParameterError, Settings
 
@@ -57,6 +57,26 @@ def test_an_unquoted_true_is_understood(value: object, accepted: str | None) -> 
 
 
 # The process
+
+
+def test_a_profile_that_is_not_there_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv('RMW_IMPLEMENTATION', raising=False)
+    monkeypatch.setenv('FASTDDS_DEFAULT_PROFILES_FILE', '/nowhere/profile.xml')
+    assert environment.choose_fastdds_profile() is None
+    assert 'names /nowhere/profile.xml, which is not there' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(('reach', 'profile'), [('LOCALHOST', 'local'), ('SUBNET', 'network')])
+def test_the_profile_follows_the_range_of_discovery(
+    monkeypatch: pytest.MonkeyPatch, reach: str, profile: str
+) -> None:
+    for variable in ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE'):
+        monkeypatch.setenv(variable, '')
+    monkeypatch.delenv('RMW_IMPLEMENTATION', raising=False)
+    monkeypatch.setenv('ROS_AUTOMATIC_DISCOVERY_RANGE', reach)
+    assert environment.choose_fastdds_profile() == CONFIG / f'fastdds_{profile}.xml'
 
 
 def start(environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:

@@ -244,6 +244,23 @@ def test_the_cameras_height_corrects_the_scale(tmp_path):
     assert estimated.distance == pytest.approx(0.48, rel=0.02)
 
 
+@pytest.mark.parametrize(
+    ('parameters', 'sentence'),
+    [
+        ({}, 'scale: apply has no effect'),
+        ({'camera_pose': [0.0, 0.0, 0.6, 0.0, 0.2618, 0.0]}, 'camera is 0.60 m above'),
+        ({'camera_pose': [0.0, 0.0, -0.1, 0.0, 0.2618, 0.0]}, 'camera: it is 0.10 m below'),
+    ],
+    ids=['unknown', 'known', 'base above the camera'],
+)
+def test_the_log_tells_what_height_the_scale_follows(tmp_path, parameters, sentence):
+    with node_of(bundle_of(room(), tmp_path), scale='apply', **parameters) as rig:
+        log = rig.log()
+        (floor,) = perceive(rig, 'floor', kinds=(FloorPlane,))
+        rig.wait(lambda: any(sentence in entry.msg for entry in log), sentence)
+    assert floor.scale_applied == ('above' in sentence)
+
+
 def test_boxes_stand_in_the_corrected_scale(tmp_path):
     messages = pytest.importorskip(
         'vision_msgs.msg', reason='vision_msgs is not installed (it has no wheels)'

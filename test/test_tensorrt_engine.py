@@ -356,7 +356,11 @@ def test_an_engine_that_does_not_fit_is_refused_with_reason_and_fix(
 ) -> None:
     keep(tmp_path, key_for(tiny_bundle, **changes))
 
-    with pytest.raises(EngineError, match=reason + r'.*run `mtl-perception engine build'):
+    with pytest.raises(
+        EngineError,
+        match=reason
+        + r'.*run `mtl-perception engine build --bundle .*tiny --size \d+x\d+ --batch 1:',
+    ):
         open_from(tmp_path, tiny_bundle, driver, **options)
 
 

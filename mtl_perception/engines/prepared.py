@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..bundle import ModelBundle
+from ..bundle import ModelBundle, how_to_name
 from ._interface import EngineError, Size
 from .cache import CachedEngine, EngineCache, EngineKey, Miss
 from .cuda import AMPERE, Cuda, Gpu
@@ -86,7 +86,10 @@ def find_prepared(
     batch: int,
 ) -> CachedEngine | Miss:
     """Return the prepared engine that serves a node best, or why there is none."""
-    command = f'`mtl-perception engine build --bundle {bundle.name}`'
+    command = (
+        f'`mtl-perception engine build --bundle {how_to_name(bundle)} '
+        f'--size {size[0]}x{size[1]} --batch 1:{batch}:{batch}`'
+    )
     reasons = []
     candidates = []
     for path, header in cache.entries():

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import ModelBundle
+from ..bundle import ModelBundle, how_to_name
 from ._interface import (
     EngineError,
     Plans,
@@ -92,7 +92,7 @@ class TensorRtEngine:
                 raise EngineError(
                     f'{api.name} {api.version} does not load the engine on {gpu} '
                     f'({self._logger.last_error}): build it again with '
-                    f'`mtl-perception engine build --bundle {bundle.name}`'
+                    f'`mtl-perception engine build --bundle {how_to_name(bundle)}`'
                 )
             self._check_outputs()
             self._contexts = self._open_contexts(api)

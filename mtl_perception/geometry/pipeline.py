@@ -83,7 +83,7 @@ class GeometryConfig:
         roles: which classes are floor and ceiling.
         scale: 'off'; 'estimate' (published); 'apply' (multiplied into everything).
         camera_height: of the optical centre above the floor, metres; None takes it from the
-            camera's pose in the base frame, if that is given.
+            camera's pose in the base frame, if that is given and the camera is above its origin.
         mount_std_deg: how well the camera's pose in the base frame tells its tilt on the move.
         min_confidence: points below this (0 to 1, after the check for consistency) are left out.
         max_depth: points beyond are left out, metres.
@@ -222,7 +222,7 @@ class SceneGeometry:
         _clean_depth(prediction.depth, depth, inverse)
         normals = self._split_normals(prediction.normal, inverse, camera)
         floor = self._fit(depth, normals, prediction, base_from_camera)
-        if scale_reference is None and use_height:
+        if scale_reference is None and use_height and config.scale != 'off':
             scale_reference = self._scale_by_height(floor, base_from_camera)
         scale = self._follow_scale(scale_reference, time_s)
         applied = config.scale == 'apply' and scale.std < config.scale_filter.max_std * scale.scale
@@ -372,7 +372,10 @@ class SceneGeometry:
     def _height_prior(self, base_from_camera: np.ndarray | None) -> float | None:
         if self.config.camera_height is not None:
             return self.config.camera_height
-        return None if base_from_camera is None else float(base_from_camera[2, 3])
+        # A base that is not below the camera does not lie on the floor.
+        if base_from_camera is None or base_from_camera[2, 3] <= 0:
+            return None
+        return float(base_from_camera[2, 3])
 
     def _scale_by_height(
         self, floor: FloorEstimate, base_from_camera: np.ndarray | None

@@ -48,6 +48,7 @@ class Health(IntEnum):
     BAD_ENCODING = PerceptionStatus.BAD_ENCODING
     UNCALIBRATED = PerceptionStatus.UNCALIBRATED
     OVERLOADED = PerceptionStatus.OVERLOADED
+    FAILING = PerceptionStatus.FAILING
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,7 @@ class Camera:
         self._period_ns = 0.0
         self._credit_ns = 0
         self._last_rejection = ''
+        self._last_failure = ''
         self._superseded_at: list[float] = []
         self._uncalibrated = ''
 
@@ -307,11 +309,19 @@ class Camera:
         self.counter.drop(reason)
         if reason in UNREADABLE:
             self._last_rejection = sentence
+        else:
+            self._last_failure = sentence
         self.warn(reason, f'{self.label}: frame dropped: {sentence}')
 
     def accept(self) -> None:
         """Note that a frame could be read."""
         self._last_rejection = ''
+
+    def note_published(self, now_ns: int) -> None:
+        """Note that a frame's predictions were published, at a monotonic time."""
+        self.counter.publish()
+        self.published_rate.tick(now_ns)
+        self._last_failure = ''
 
     def warn(self, topic: str, sentence: str) -> None:
         """Log a warning at most every ten seconds for each topic."""
@@ -419,6 +429,8 @@ class Camera:
             return Health.STALE, f'nothing has arrived on {topic} for {silence_s:.1f} s'
         if self._last_rejection:
             return Health.BAD_ENCODING, self._last_rejection
+        if self._last_failure:
+            return Health.FAILING, f'the last frame was dropped: {self._last_failure}'
         share = self._overload_share()
         if share > _OVERLOAD_SHARE:
             return Health.OVERLOADED, (

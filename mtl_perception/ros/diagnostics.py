@@ -17,6 +17,7 @@ _LEVELS = {
     Health.BAD_ENCODING: DiagnosticStatus.ERROR,
     Health.UNCALIBRATED: DiagnosticStatus.WARN,
     Health.OVERLOADED: DiagnosticStatus.WARN,
+    Health.FAILING: DiagnosticStatus.ERROR,
 }
 
 _RECEIVED = 'frames received'

@@ -78,6 +78,7 @@ class Finding:
 def examine(
     *,
     image: str | None = None,
+    camera_info: str | None = None,
     bundle: str = 'pvt_v2_b0',
     engine: str = 'auto',
     gpu_device: int = 0,
@@ -88,6 +89,7 @@ def examine(
 
     Args:
         image: the image topic that matters; all of the graph when None.
+        camera_info: its calibration topic; the one beside an image topic when None.
         bundle: to load.
         engine: to open with it.
         gpu_device: number of the GPU for TensorRT.
@@ -98,12 +100,13 @@ def examine(
     on_progress('loading the bundle')
     findings += check_bundle(bundle, engine, gpu_device)
     on_progress(f'listening to the graph for {seconds + _DISCOVERY_S:.0f} s')
+    environment.choose_fastdds_profile()  # as the node does, which hears large images with it
     rclpy.init(args=[])
     try:
         node = rclpy.create_node('perception_doctor', start_parameter_services=False)
         with_executor = SingleThreadedExecutor()
         with_executor.add_node(node)
-        findings += GraphExamination(node, with_executor, image).run(seconds)
+        findings += GraphExamination(node, with_executor, image, camera_info).run(seconds)
         node.destroy_node()
     finally:
         rclpy.try_shutdown()
@@ -222,11 +225,18 @@ class _Heard:
 class GraphExamination:
     """Listens to the image topics of the graph and judges them."""
 
-    def __init__(self, node: Node, executor: SingleThreadedExecutor, image: str | None) -> None:
+    def __init__(
+        self,
+        node: Node,
+        executor: SingleThreadedExecutor,
+        image: str | None,
+        camera_info: str | None = None,
+    ) -> None:
         """Prepare to listen with `node`, which `executor` spins; to `image` alone if given."""
         self._node = node
         self._executor = executor
         self._image = image
+        self._camera_info = camera_info
         self._heard: dict[str, _Heard] = {}
         self._clock: list[Clock] = []
         self._listens_to_clock = False
@@ -304,7 +314,7 @@ class GraphExamination:
             on_image,
             qos.profile(qos.input_reliability('auto', offers), 5),
         )
-        info_topic = _info_topic(topic)
+        info_topic = self._info_topic(topic)
         infos = self._node.get_publishers_info_by_topic(info_topic)
         latched = bool(infos) and all(
             i.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL for i in infos
@@ -420,8 +430,12 @@ class GraphExamination:
             f'{width}x{height} {frame.encoding}; use image:={base} {how}',
         )
 
+    def _info_topic(self, topic: str) -> str:
+        beside = topic.removesuffix('/compressed').rpartition('/')[0] + '/camera_info'
+        return self._camera_info or beside
+
     def _judge_calibration(self, topic: str, heard: _Heard) -> Finding:
-        info_topic = _info_topic(topic)
+        info_topic = self._info_topic(topic)
         message = heard.last
         if getattr(message, 'encoding', '') in _DEPTH_ENCODINGS:
             return Finding(Severity.OK, info_topic, 'not needed')
@@ -430,7 +444,8 @@ class GraphExamination:
                 Severity.WARNING,
                 info_topic,
                 'nothing arrives there, so depth is not metric',
-                'publish it, remap camera_info, or set focal_length_px',
+                'publish it, name another topic (camera_info:=, here --camera-info), or set '
+                'focal_length_px',
             )
         try:
             calibration = Calibration.from_message(heard.info)
@@ -484,10 +499,6 @@ class GraphExamination:
         return Finding(
             Severity.OK, 'node', f'{names} runs and listens to {", ".join(sorted(listening))}'
         )
-
-
-def _info_topic(topic: str) -> str:
-    return topic.removesuffix('/compressed').rpartition('/')[0] + '/camera_info'
 
 
 def _full_name(info: Any) -> str:

@@ -36,22 +36,30 @@ def fastdds_variable() -> str:
     return _OLDER_VARIABLE if older else _VARIABLE
 
 
-def choose_fastdds_profile(name: str) -> Path | None:
+def choose_fastdds_profile() -> Path | None:
     """Use a shipped Fast DDS profile in this process unless the user has chosen a middleware.
 
     Without one, Fast DDS loses nearly every best-effort image of 0.9 MB. Call it before the first
     context is initialised.
 
-    Args:
-        name: 'local' (this machine only) or 'network' (other machines may listen, too).
-
     Returns:
-        The profile, or None where a profile or another middleware was already chosen.
+        The profile: for this machine alone where ROS_AUTOMATIC_DISCOVERY_RANGE says so, else for
+        listeners on other machines, too. None where a profile or another middleware was already
+        chosen; a chosen profile that is not there is told on standard error.
     """
     if os.environ.get('RMW_IMPLEMENTATION', 'rmw_fastrtps_cpp') != 'rmw_fastrtps_cpp':
         return None
-    if os.environ.get(_VARIABLE) or os.environ.get(_OLDER_VARIABLE):
-        return None
-    profile = shared_folder('config') / f'fastdds_{name}.xml'
+    for variable in (_VARIABLE, _OLDER_VARIABLE):
+        chosen = os.environ.get(variable)
+        if chosen and not Path(chosen).is_file():
+            print(
+                f'{variable} names {chosen}, which is not there: Fast DDS will lose large images; '
+                'name a file, or unset it to have one chosen',
+                file=sys.stderr,
+            )
+        if chosen:
+            return None
+    local = os.environ.get('ROS_AUTOMATIC_DISCOVERY_RANGE') == 'LOCALHOST'
+    profile = shared_folder('config') / f'fastdds_{"local" if local else "network"}.xml'
     os.environ[fastdds_variable()] = str(profile)
     return profile

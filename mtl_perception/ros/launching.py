@@ -24,8 +24,15 @@ NODE: Arguments = {
     ),
     'namespace': ('', 'Namespace of the node.'),
     'params_file': ('', 'Parameter file; empty: config/perception.yaml of this package.'),
-    'use_sim_time': ('false', 'Use /clock, as with recordings and simulators.'),
-    'autostart': ('true', 'false waits for a lifecycle manager such as that of Nav2.'),
+    'use_sim_time': (
+        '',
+        'true uses /clock, as with recordings and simulators; empty: as in the parameter file.',
+    ),
+    'autostart': (
+        '',
+        'false waits for a lifecycle manager such as that of Nav2; empty: as in the parameter '
+        'file.',
+    ),
     'log_level': ('info', 'debug, info, warn or error.'),
 }
 """Arguments of every launch file that starts the node."""
@@ -59,11 +66,11 @@ def perception_node(
         parameters: that go before the parameter file.
     """
     # The node does the same for itself; all else that is started beside it needs it as well.
-    choose_fastdds_profile('network')
+    choose_fastdds_profile()
     own: dict[str, object] = {
         name: given[name] for name in ('transport', 'bundle', 'engine') if given[name]
     }
-    own |= {name: is_true(given[name]) for name in ('use_sim_time', 'autostart')}
+    own |= {name: is_true(given[name]) for name in ('use_sim_time', 'autostart') if given[name]}
     file = given['params_file'] or str(shared_folder('config') / 'perception.yaml')
     return Node(
         package='mtl_perception',

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import gc
 import logging
-import os
 import signal
 import sys
 import time
@@ -426,6 +425,8 @@ class PerceptionNode(LifecycleNode):
 
     async def _save_next_frame(self, camera: str, name: str) -> Path:
         channel = next((c for c in self._channels if c.camera.name == camera), None)
+        if not camera and len(self._channels) == 1:
+            channel = self._channels[0]
         if self._state != 'active':
             raise SavingError(f'the node is {self._state}: activate it first')
         if channel is None:
@@ -440,7 +441,7 @@ class PerceptionNode(LifecycleNode):
         def give_up() -> None:
             channel.save_request = None
             if not saved.done():
-                saved.set_result(SavingError('no frame arrived to be saved: see /diagnostics'))
+                saved.set_result(SavingError('no frame came that far: see /diagnostics'))
 
         timer = self.create_timer(
             _SAVE_TIMEOUT_S,
@@ -565,8 +566,7 @@ def main(args: Sequence[str] | None = None, webcam: WebcamOptions | None = None)
         The process' exit status: 0 after an orderly end, 1 when the node could not start.
     """
     keep_freed_memory()
-    local = os.environ.get('ROS_AUTOMATIC_DISCOVERY_RANGE') == 'LOCALHOST'
-    environment.choose_fastdds_profile('local' if local else 'network')
+    environment.choose_fastdds_profile()
     rclpy.init(args=None if args is None else ['mtl_perception', *args])
     executor = SingleThreadedExecutor()
     node: PerceptionNode | None = None

@@ -361,7 +361,9 @@ class Settings:
     )
     base_frame: str = _parameter(
         'base_link',
-        'Frame of the scan: x forward, z up, its origin on the floor.',
+        'Frame of the scan: x forward, z up, its origin on the floor (base_footprint, where '
+        'base_link is higher). The height of the camera in it sets the scale unless camera_height '
+        'does.',
     )
     save_folder: str = _parameter(
         '',

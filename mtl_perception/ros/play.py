@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import sys
 import threading
@@ -66,8 +65,7 @@ def play(
     elif k is not None:
         source = CalibratedSource(source, parse_k(k))
     find_package_prefix()
-    local = os.environ.get('ROS_AUTOMATIC_DISCOVERY_RANGE') == 'LOCALHOST'
-    choose_fastdds_profile('local' if local else 'network')
+    choose_fastdds_profile()
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     try:
         with _stop_on_signals() as stop:

@@ -339,12 +339,13 @@ class Processor:
         engine, status = self._perceiver.engine, channel.status
         status.engine, status.device = engine.name, engine.device
         status.precision = engine.precision
+        # Before all that may fail: a saved frame is what a bug report needs then.
+        if channel.save_request is not None and not _lacks(prediction, self._perceiver):
+            self._save(frame, prediction)
         filled = channel.images.fill(perceived, frame.wanted, self._labels(), settings)
         filled += channel.scenes.fill(frame.header, frame.upright, upright, frame.wanted, settings)
         scale = channel.scenes.applied_scale
         filled += channel.things.fill(perceived, frame.wanted, settings, scale)
-        if channel.save_request is not None and not _lacks(prediction, self._perceiver):
-            self._save(frame, prediction)
         size = prediction.size or (0, 0)
         calibrated = prediction.depth_calibrated
         self._sender.send(channel, lambda: self._send(frame, filled, turned, size, calibrated))
@@ -370,9 +371,8 @@ class Processor:
         if stamp_ns:
             durations['latency'] = (self._node.get_clock().now().nanoseconds - stamp_ns) / 1e6
         camera.durations.add(durations)
-        camera.counter.publish()
         now_ns = time.monotonic_ns()
-        camera.published_rate.tick(now_ns)
+        camera.note_published(now_ns)
         try:
             self._publish_status(frame, size, calibrated, now_ns)
         except Exception as error:
@@ -410,7 +410,8 @@ class Processor:
     def _save(self, frame: _Pending, prediction: Prediction) -> None:
         """Write a frame that was asked for and answer the request."""
         request, frame.channel.save_request = frame.channel.save_request, None
-        assert request is not None
+        if request is None:  # given up in the meantime
+            return
         engine, bundle = self._perceiver.engine, self._perceiver.bundle
         height, width = picture_size(frame.frame.pixels, frame.frame.encoding)
         intrinsics = frame.frame.intrinsics
@@ -444,10 +445,7 @@ class Processor:
         if not self._node.context.ok():  # ROS was shut down between taking and publishing
             camera.counter.drop('deactivated')
             return
-        camera.counter.drop(reason)
-        camera.warn(
-            reason, f'{camera.label}: frame dropped: {reason}: {type(error).__name__}: {error}'
-        )
+        camera.reject(reason, f'{reason}: {type(error).__name__}: {error}')
         self._node.get_logger().debug(''.join(traceback.format_exception(error)))
 
 

@@ -47,8 +47,8 @@ def own_ros() -> Iterator[tuple[dict[str, str], rclpy.Context]]:
     before = dict(os.environ)
     with private_domain() as domain:
         find_package_prefix()
-        choose_fastdds_profile('local')
         os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+        choose_fastdds_profile()
         environment = {**os.environ, 'ROS_DOMAIN_ID': str(domain)}
         # The wheels' bootstrap has to run anew in every process.
         environment.pop('_ROS_WHEELS_BOOTSTRAP_COMPLETE', None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,6 +172,7 @@ def _note_camera(path: Path, name: str, camera: Intrinsics, notes: dict[str, Any
 
 def _write_atomically(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(data)
-    Path(file.name).replace(path)
+    # Not tempfile: its files can be read by their owner alone, who may be a robot's root.
+    draft = path.with_name(f'.{path.name}.{uuid.uuid4().hex}')
+    draft.write_bytes(data)
+    draft.replace(path)

@@ -78,6 +78,7 @@ class SceneOutputs:
         self._roles = ClassRoles.from_names(class_names)
         self._geometry = SceneGeometry(GeometryConfig(roles=self._roles))
         self._configured_for: tuple[object, ...] | None = None
+        self._height_told = False
         self._publishers: dict[str, Publisher] = {}
         if 'depth' in available:
             for topic, kind in _KINDS.items():
@@ -163,6 +164,7 @@ class SceneOutputs:
         with_points = 'points' in topics
         in_place = degrees == 0 and settings.points_stride == 1 and settings.points_voxel == 0
         base_from_upright = self._base_from_upright(header.frame_id, settings, degrees)
+        self._tell_of_height(base_from_upright, settings)
         scene = self._geometry.update(
             prediction,
             picture(frame, height, width) if with_points else None,
@@ -275,6 +277,35 @@ class SceneOutputs:
         turn = np.eye(4)
         turn[:3, :3] = turn_rotation(-degrees)
         return base_from_camera @ turn
+
+    def _tell_of_height(self, base_from_upright: np.ndarray | None, settings: Settings) -> None:
+        """Say what height the scale follows, or warn that none is known."""
+        camera, base = self._camera, settings.base_frame
+        if camera.settings.camera_height or self._reference is not None:
+            return
+        if base_from_upright is None:
+            if settings.scale != 'off':
+                why = self._transforms.problem or f'its place in {base!r} is unknown'
+                camera.warn(
+                    'height',
+                    f'{camera.label}: scale: {settings.scale} has no effect, because the height '
+                    f'above the floor is unknown: {why}; set camera_height or camera_pose',
+                )
+            return
+        height = float(base_from_upright[2, 3])
+        if height <= 0:
+            camera.warn(
+                'height',
+                f'{camera.label}: it is {-height:.2f} m below {base!r}, so its height above the '
+                'floor is unknown: set base_frame to a frame on the floor (base_footprint), or '
+                'camera_height',
+            )
+        elif settings.scale != 'off' and not self._height_told:
+            self._height_told = True
+            self._node.get_logger().info(
+                f'{camera.label} is {height:.2f} m above {base!r}, which is taken as its height '
+                'above the floor; set camera_height where that frame is not on the floor'
+            )
 
     def _fill_floor(self, header: Header, scene: Scene, camera_from_upright: np.ndarray) -> None:
         message, estimate = self._floor, scene.floor
