@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from mtl_perception.datasets import NOT_TOLD_APART, is_region_of_class, region_of
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
@@ -36,8 +38,8 @@ def evaluate(
 
     Args:
         found: of each picture; labels are 0 .. num_classes - 1.
-        truth: of each picture; the label -1 marks regions in which detections of any class are
-            neither right nor wrong (COCO's crowds).
+        truth: of each picture; in regions (see `LabelledFrame.box_labels`) detections of their
+            class, or of any class, are neither right nor wrong.
         num_classes: of the labels.
 
     Returns:
@@ -54,8 +56,8 @@ def evaluate(
     annotations: list[dict[str, Any]] = [
         {**entry, 'id': 0, 'category_id': category}
         for image, boxes in enumerate(truth, 1)
-        for entry in _describe(image, boxes)
-        for category in (every if entry['iscrowd'] else (entry['category_id'],))
+        for entry, categories in _describe(image, boxes, every)
+        for category in categories
     ]
     for number, annotation in enumerate(annotations, 1):  # 0 would mean 'no match'
         annotation['id'] = number
@@ -78,20 +80,24 @@ def evaluate(
     return precision, recall
 
 
-def _describe(image: int, boxes: Boxes) -> list[dict[str, Any]]:
-    """Return the annotations of one picture's true boxes."""
-    return [
-        {
+def _describe(
+    image: int, boxes: Boxes, every: range
+) -> Iterator[tuple[dict[str, Any], Sequence[int]]]:
+    """Yield the annotation of each of one picture's true boxes, and the classes it stands for."""
+    for (x0, y0, x1, y1), label in zip(
+        boxes.boxes.astype(np.float64), boxes.labels.tolist(), strict=True
+    ):
+        if label == NOT_TOLD_APART:
+            categories: Sequence[int] = every
+        else:
+            categories = (region_of(label) if is_region_of_class(label) else label,)
+        entry = {
             'image_id': image,
-            'category_id': int(label),
             'bbox': [float(x0), float(y0), float(x1 - x0), float(y1 - y0)],
             'area': float((x1 - x0) * (y1 - y0)),
             'iscrowd': int(label < 0),
         }
-        for (x0, y0, x1, y1), label in zip(
-            boxes.boxes.astype(np.float64), boxes.labels, strict=True
-        )
-    ]
+        yield entry, categories
 
 
 def _rows(image: int, boxes: Boxes) -> np.ndarray:

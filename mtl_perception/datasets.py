@@ -25,7 +25,9 @@ THINGS = (
     'bed', 'books', 'chair', 'furniture', 'objects', 'picture', 'sofa', 'table', 'tv', 'window',
 )  # fmt: skip
 ROOMS = ('bedroom', 'kitchen', 'office', 'corridor', 'bathroom', 'living_room')
+# Labels of regions whose things are not told apart: of any class, and of one (`region_of`).
 NOT_TOLD_APART = -1
+_FIRST_REGION = -3
 # The colour camera of NYUv2 (toolbox figures for 640x480, times 0.6), without the pixel-centre
 # shift: the published figures are rounded to half a pixel themselves.
 NYUV2_INTRINSICS = Intrinsics(width=384, height=288, fx=311.31, fy=311.68, cx=195.35, cy=152.24)
@@ -33,6 +35,19 @@ _FOLDER_OF = {'rgb': 'rgb', 'label': 'label13', 'depth': 'depth', 'normal': 'nor
 _SUFFIXES = ('.png', '.jpg', '.jpeg')
 _NAMED_PROBLEMS = 20
 _CODED = (np.arange(256) / 127.5 - 1).astype(np.float32)
+
+
+def region_of(label: Any) -> Any:
+    """Return the label of a region of things of one class; of such a label, the class.
+
+    Takes an integer, an array or a tensor.
+    """
+    return _FIRST_REGION - label
+
+
+def is_region_of_class(labels: Any) -> Any:
+    """Tell which labels mark a region of things of one class; takes what `region_of` does."""
+    return labels <= _FIRST_REGION
 
 
 class DatasetError(ValueError):
@@ -56,8 +71,9 @@ class LabelledFrame:
         pose: float64 [4, 4], camera to world in metres, or None where unknown.
         boxes: float32 [M, 4], x0 y0 x1 y1 in pixels with pixel centres at +0.5 (0..W, 0..H), the
             visible extent of each thing.
-        box_labels: int64 [M], index into the data set's `box_classes`; -1 marks a region whose
-            things are not told apart (COCO's crowds): no detection there is right or wrong.
+        box_labels: int64 [M], index into the data set's `box_classes`. A region whose things are
+            not told apart, so that no detection there is right or wrong, has the label -1, or
+            that of `region_of` where they are of one class (COCO's crowds).
         attributes: by the name of an attribute its class index, or the list of those that hold
             for a 'multi' one; a missing name is unknown.
     """

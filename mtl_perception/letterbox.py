@@ -15,7 +15,7 @@ Size = tuple[int, int]
 
 # The padding's grey: ImageNet's mean, which the network's normalisation takes to about zero, the
 # value that its convolutions pad with.
-_PADDING = (124, 116, 104)
+PADDING = (124, 116, 104)
 
 _STRIDE = 32
 
@@ -149,7 +149,7 @@ class Letterbox:
         # The padding stays from frame to frame; only another layout has to paint it anew.
         buffer, painted = self._padded.get((slot, layout.network), (None, None))
         if buffer is not images or painted != layout:
-            image[:] = _PADDING
+            image[:] = PADDING
             self._padded[slot, layout.network] = (images, layout)
         target = layout.window(image)
         pixels, encoding = frame.pixels, frame.encoding

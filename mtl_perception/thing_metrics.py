@@ -9,6 +9,7 @@ import numpy as np
 
 from mtl_perception import _coco
 from mtl_perception._figures import ratio, same_shape
+from mtl_perception.datasets import region_of
 
 
 class DetectionMetrics:
@@ -48,8 +49,8 @@ class DetectionMetrics:
             scores: float [M].
             labels: integer [M]; empty slots (-1) are left out.
             true_boxes: float [T, 4].
-            true_labels: integer [T]; -1 marks regions in which detections of any class are
-                neither right nor wrong.
+            true_labels: integer [T]; in regions (see `LabelledFrame.box_labels`) detections of
+                their class, or of any class, are neither right nor wrong.
 
         Raises:
             ValueError: shapes that do not belong together, or labels that are no class.
@@ -157,10 +158,11 @@ def _boxes(boxes: np.ndarray, labels: np.ndarray, num_classes: int, what: str) -
             'expected [M, 4] and [M]'
         )
     labels = labels.astype(np.int32)
-    if labels.size and not -1 <= labels.min() <= labels.max() < num_classes:
+    least = region_of(num_classes - 1) if what == 'truth' else -1
+    if labels.size and not least <= labels.min() <= labels.max() < num_classes:
         raise ValueError(
             f'detection: {what} has labels {labels.min()}..{labels.max()}: '
-            f'expected -1..{num_classes - 1}'
+            f'expected {least}..{num_classes - 1}'
         )
     return _coco.Boxes(boxes, labels)
 

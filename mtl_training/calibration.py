@@ -65,7 +65,9 @@ def _sample(network: MultiTaskNetwork, frames: Frames, seed: int) -> tuple[Tenso
         labelled = np.flatnonzero(frame.label.ravel() != INVALID_LABEL)
         if not len(labelled):
             continue
-        chosen = torch.from_numpy(random.choice(labelled, min(len(labelled), PIXELS_PER_FRAME)))
+        chosen = torch.from_numpy(
+            random.choice(labelled, min(len(labelled), PIXELS_PER_FRAME), replace=False)
+        )
         image = torch.from_numpy(np.array(frame.image)).permute(2, 0, 1)[None]
         logits.append(network(image)['segmentation'][0].flatten(1).T[chosen])
         labels.append(torch.from_numpy(frame.label.ravel().astype(np.int64))[chosen])

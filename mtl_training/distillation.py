@@ -9,8 +9,9 @@ et al., FitNets (ICLR 2015), compared by direction.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from mtl_perception.bundle import MANIFEST, ModelBundle
 from mtl_perception.engines import Engine, open_engine
+from mtl_training.data import vocabulary_of
 from mtl_training.networks import DENSE_TASKS, MultiTaskNetwork
 from mtl_training.networks.tap import FusedTap
 
@@ -35,11 +37,38 @@ class Teacher(ABC):
         tasks: what it can teach.
         num_classes: classes of its segmentation, 0 without one.
         feature_channels: channels of its fused map per task; empty where it shows none.
+        classes: names of its segmentation's classes; empty where they are not known.
+        focal_length_px: of the camera that its depth and normals are told for; None likewise.
     """
 
     tasks: tuple[str, ...]
     num_classes: int
     feature_channels: dict[str, int]
+    classes: tuple[str, ...] = ()
+    focal_length_px: float | None = None
+
+    def refuse_another_view(self, classes: Sequence[str], focal_length_px: float) -> None:
+        """Raise DistillationError where its classes or its camera are not the student's.
+
+        Args:
+            classes: names of the student's classes; empty where they are not known.
+            focal_length_px: of the camera that the student learns.
+        """
+        if self.classes and classes and self.classes != tuple(classes):
+            raise DistillationError(
+                f'the teacher knows the classes {", ".join(self.classes)}, the student learns '
+                f'{", ".join(classes)}: choose a teacher of the same classes in the same order'
+            )
+        metric = {'depth', 'normals'} & set(self.tasks)
+        other = self.focal_length_px is not None and not math.isclose(
+            self.focal_length_px, focal_length_px, rel_tol=1e-3
+        )
+        if metric and other:
+            raise DistillationError(
+                f'the teacher tells {" and ".join(sorted(metric))} for a focal length of '
+                f'{self.focal_length_px:g} px, the student learns {focal_length_px:g} px: choose '
+                'a teacher of the same focal length'
+            )
 
     @abstractmethod
     def outputs(self, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -55,9 +84,17 @@ class NetworkTeacher(Teacher):
 
     Args:
         network: is put into evaluation mode and frozen.
+        classes: names of its classes, where they are known.
+        focal_length_px: that it was trained for, where it is known.
     """
 
-    def __init__(self, network: MultiTaskNetwork) -> None:
+    def __init__(
+        self,
+        network: MultiTaskNetwork,
+        classes: Sequence[str] = (),
+        focal_length_px: float | None = None,
+    ) -> None:
+        self.classes, self.focal_length_px = tuple(classes), focal_length_px
         self.network = network.eval().requires_grad_(False)
         self.tasks = network.tasks
         self.num_classes = network.config.num_classes if 'segmentation' in self.tasks else 0
@@ -83,6 +120,9 @@ class BundleTeacher(Teacher):
         self.bundle, self.engine = bundle, engine
         self.tasks = tuple(bundle.manifest.tasks)
         self.num_classes = len(bundle.classes)
+        self.classes = tuple(spec.name for spec in bundle.classes)
+        depth = bundle.manifest.depth
+        self.focal_length_px = depth.focal_length_px if depth else None
         self.feature_channels = {}
         self._opened: Engine | None = None
 
@@ -121,7 +161,9 @@ def load_teacher(path: str | Path) -> Teacher:
         # The trainer builds what its checkpoints hold, and itself asks this module for losses.
         from mtl_training.run_state import load_network
 
-        return NetworkTeacher(load_network(path)[0])
+        network, config = load_network(path)
+        classes = vocabulary_of(config.network).classes
+        return NetworkTeacher(network, classes, config.data.focal_length_px)
     return BundleTeacher(ModelBundle.load(path))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class MovingAverage:
-    """A copy of a network that follows it slowly; buffers are copied as they are.
+    """A copy of a network that follows it slowly, the statistics of its norms included.
 
     The decay grows to its value over the first steps, so that the random start is forgotten.
     """
@@ -22,10 +22,14 @@ class MovingAverage:
     def update(self, network: nn.Module, step: int) -> None:
         """Move towards the weights of `network` after optimizer step number `step`."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        mine, theirs = list(self.network.parameters()), list(network.parameters())
-        torch._foreach_lerp_(mine, [p.detach() for p in theirs], 1 - decay)
-        for own, other in zip(self.network.buffers(), network.buffers(), strict=True):
-            own.copy_(other)
+        theirs = network.state_dict()
+        followed = []
+        for name, mine in self.network.state_dict().items():
+            if mine.is_floating_point():
+                followed.append((mine, theirs[name]))
+            else:
+                mine.copy_(theirs[name])
+        torch._foreach_lerp_(*map(list, zip(*followed, strict=True)), 1 - decay)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the averaged weights and buffers."""

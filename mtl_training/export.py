@@ -54,6 +54,7 @@ LARGEST_HALF = 65504.0
 STRIDE = 32
 MIN_LABEL_AGREEMENT = 0.995
 MAX_DEPTH_DIFFERENCE = 0.01
+MAX_NORMAL_ANGLE_DEG = 1.0
 # Boxes of at least this score have to come out of the graph as out of torch.
 SURE_SCORE = 0.1
 SAME_BOX_PX = 0.5
@@ -358,6 +359,12 @@ def refuse_disagreement(parity: Parity) -> None:
             f'depth of torch and ONNX differs by {100 * parity.depth:.2f} % in the median, at '
             f'most {100 * MAX_DEPTH_DIFFERENCE} % are expected: the network does not survive '
             'float16 weights or the exporter changed it'
+        )
+    if parity.normal_deg is not None and not parity.normal_deg <= MAX_NORMAL_ANGLE_DEG:
+        raise ExportError(
+            f'normals of torch and ONNX differ by {parity.normal_deg:.2f} degrees in the median, '
+            f'at most {MAX_NORMAL_ANGLE_DEG} is expected: the network does not survive float16 '
+            'weights or the exporter changed it'
         )
     if parity.boxes is not None and not parity.boxes >= MIN_BOX_AGREEMENT:
         raise ExportError(

@@ -2,7 +2,9 @@
 
 Started by `torchrun`, each process computes its share of every batch. Gradients are averaged
 once a step; losses are divided by the whole batch's valid pixels, so the result is that of one
-process with the same batch (but for the statistics of batch norms, which each process keeps).
+process with the same batch, but for two things that each process has of its own pictures: the
+statistics of batch norms, and loss terms that are no mean over pixels (silog, gradient, dice,
+lovasz), which are averaged by their shares of the valid pixels.
 """
 
 from __future__ import annotations
@@ -64,10 +66,11 @@ class Processes:
     def divisors(
         self, tasks: Mapping[str, Task], batch: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Return what each task's sum is divided by: global count / processes."""
+        """Return what each task's sum is divided by: global count (1 for none) / processes."""
         counts = torch.stack([task.valid_count(batch) for task in tasks.values()])
         if self.count > 1:
             dist.all_reduce(counts)
+        counts = counts.where(counts > 0, 1.0)
         return dict(zip(tasks, counts / self.count, strict=True))
 
     def present(self, tasks: Mapping[str, Task], batch: Mapping[str, Tensor]) -> list[str]:

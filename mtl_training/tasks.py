@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtl_perception.bundle import AttributeSpec
-from mtl_perception.datasets import NOT_TOLD_APART
+from mtl_perception.datasets import NOT_TOLD_APART, is_region_of_class, region_of
 from mtl_training.networks.heads import BOX_STRIDE, cell_centres
 
 IGNORED_LABEL = 255
@@ -45,10 +45,12 @@ class Task(ABC):
         name: the key of the network's output.
         target: the key of the target in a batch.
         losses: the loss terms and their weights.
+        OF_THE_WHOLE: terms that are no means over what is valid.
     """
 
     name: str
     target: str
+    OF_THE_WHOLE: frozenset[str] = frozenset()
 
     def __init__(self, losses: Mapping[str, float] | None = None) -> None:
         self.losses = dict(losses if losses is not None else PLAIN[self.name])
@@ -73,7 +75,10 @@ class Task(ABC):
         """Return each loss term as f(prediction, batch, mask, count)."""
 
     def valid_count(self, batch: Batch) -> Tensor:
-        """Count what the loss is a mean over: the pixels with a target (float32 scalar)."""
+        """Count what the loss is a mean over: the pixels with a target (float32 scalar).
+
+        Pixels that weigh more count more.
+        """
         return self.valid(batch).sum(dtype=torch.float32)
 
     def present(self, batch: Batch) -> Tensor:
@@ -93,9 +98,11 @@ class Task(ABC):
             batch: targets; `label` int64 [N,H,W] (255 ignored), `depth` float32 [N,H,W] metres
                 (0 or not finite: invalid), `normal` float32 [N,3,H,W] (0,0,0: invalid); see
                 `collate` for those of boxes and attributes.
-            count: divisor of the terms that are means; None takes the batch's own
-                `valid_count`. With several processes, give the global count divided by the number
-                of processes, so that averaging gradients gives the global mean.
+            count: divisor of the terms that are means, positive; None takes the batch's own
+                `valid_count`. Of a part of a larger batch, give the whole one's count, so that the
+                losses of the parts add up to its mean; with several processes, divided by their
+                number, because their gradients are averaged. Terms that are no means count by
+                their share of it.
 
         Returns:
             The loss; 0 with a graph when nothing has a target.
@@ -104,13 +111,16 @@ class Task(ABC):
         with torch.autocast(prediction.device.type, enabled=False):
             prediction = prediction.float()
             mask = self.valid(batch)
+            own = self.valid_count(batch)
             if count is None:
-                count = self.valid_count(batch)
-            count = count.clamp(min=1.0)
+                count = own.where(own > 0, 1.0)
             terms = self._terms()
             total = prediction.new_zeros(())
             for name, weight in self.losses.items():
-                total = total + weight * terms[name](prediction, batch, mask, count)
+                term = terms[name](prediction, batch, mask, count)
+                if name in self.OF_THE_WHOLE:
+                    term = term * own / count
+                total = total + weight * term
         return total
 
     def _prediction(self, outputs: Mapping[str, Tensor]) -> Tensor:
@@ -130,6 +140,7 @@ class Segmentation(Task):
 
     name = 'segmentation'
     target = 'label'
+    OF_THE_WHOLE = frozenset({'dice', 'lovasz'})
 
     def __init__(
         self,
@@ -156,6 +167,19 @@ class Segmentation(Task):
         """Return the labelled pixels."""
         return batch['label'] != IGNORED_LABEL
 
+    def valid_count(self, batch: Batch) -> Tensor:
+        """Count the labelled pixels, each with the weight of its class."""
+        mask = self.valid(batch)
+        weights = self._weights(mask.device)
+        if weights is None:
+            return mask.sum(dtype=torch.float32)
+        return (weights[batch['label'].where(mask, 0)] * mask).sum()
+
+    def _weights(self, device: torch.device) -> Tensor | None:
+        if self.class_weights is not None:
+            self.class_weights = self.class_weights.to(device, torch.float32)
+        return self.class_weights
+
     def _terms(self) -> dict[str, Callable[[Tensor, Batch, Tensor, Tensor], Tensor]]:
         return {
             'cross_entropy': self._cross_entropy,
@@ -164,22 +188,14 @@ class Segmentation(Task):
         }
 
     def _cross_entropy(self, logits: Tensor, batch: Batch, mask: Tensor, count: Tensor) -> Tensor:
-        weights = None
-        if self.class_weights is not None:
-            weights = self.class_weights = self.class_weights.to(logits.device, torch.float32)
         summed = F.cross_entropy(
             logits,
             batch['label'],
-            weight=weights,
+            weight=self._weights(logits.device),
             ignore_index=IGNORED_LABEL,
             label_smoothing=self.label_smoothing,
             reduction='sum',
         )
-        if weights is not None:
-            # A weighted mean, scaled so that all weights equal to w leave the plain loss.
-            of_pixel = weights[batch['label'].where(mask, 0)] * mask
-            count = count * of_pixel.sum() / mask.sum().clamp(min=1)
-            count = count.where(count > 0, 1.0)
         return summed / count
 
     def _probabilities(
@@ -219,6 +235,7 @@ class Depth(Task):
 
     name = 'depth'
     target = 'depth'
+    OF_THE_WHOLE = frozenset({'silog', 'gradient'})
     SCALES = 4
 
     def __init__(
@@ -356,7 +373,7 @@ class Detection(Task):
     Detection (TTFNet, AAAI 2020): a Gaussian as long and wide as the box, at whose every cell
     the box is learned, so that a few thousand steps suffice. A class that a picture's data set
     does not label is neither there nor not there; a region of things that are not told apart
-    (label -1) holds no negative examples.
+    holds no negative examples of its class, or of any.
 
     Args:
         num_classes: number of classes.
@@ -439,15 +456,21 @@ class Detection(Task):
 
     @staticmethod
     def _crowded(batch: Batch, like: Tensor) -> Tensor:
-        """Return the cells [N,1,H,W] whose centres lie in a region of things not told apart."""
+        """Return the cells [N,C or 1,H,W] whose centres lie in a region (see the class)."""
         x, y = cell_centres(like)
         boxes = batch['boxes'][..., None, None]
         inside = (
             (boxes[:, :, 0] <= x) & (x < boxes[:, :, 2]) & (boxes[:, :, 1] <= y)
             & (y < boxes[:, :, 3])
         )  # fmt: skip
-        regions = (batch['box_labels'] == NOT_TOLD_APART)[..., None, None]
-        return (inside & regions).any(dim=1, keepdim=True)
+        labels = batch['box_labels'][..., None, None]
+        of_any = (inside & (labels == NOT_TOLD_APART)).any(dim=1, keepdim=True)
+        of_class = inside & is_region_of_class(labels)
+        if not of_class.any():
+            return of_any
+        label = region_of(labels).clamp(0, like.shape[1] - 1).expand_as(inside)
+        crowded = torch.zeros_like(like).scatter_reduce(1, label, of_class.to(like.dtype), 'amax')
+        return of_any | crowded.bool()
 
     def _giou(self, prediction: Tensor, batch: Batch, known: Tensor, count: Tensor) -> Tensor:
         sides = prediction[:, -4:]

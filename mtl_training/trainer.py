@@ -1,7 +1,8 @@
 """The training loop.
 
 `train` can be read from top to bottom. Everything random is a function of the seed and the step,
-so a run that was interrupted and resumed gives the same losses as one that was not.
+so a run of a fixed number of steps that was interrupted and resumed gives the same losses as one
+that was not. (Where the schedule is in minutes, rate and picture size follow the clock.)
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from mtl_training.balancing import Balancer, build_balancer
 from mtl_training.config import TrainingConfig
-from mtl_training.data import open_together
+from mtl_training.data import open_together, vocabulary_of
 from mtl_training.datasets.mixtures import Batch, BatchRequest, Frames, Mixture, batches
 from mtl_training.device import autocast, choose_device, to_device
 from mtl_training.distillation import Distillation, load_teacher
@@ -92,6 +93,7 @@ def train(
     network = network.to(device=device, memory_format=torch.channels_last)
     tasks = {name: build_task(name, _task_options(config, name)) for name in config.tasks}
     balancer = build_balancer(config.balancing.method, config.tasks, **config.balancing.options)
+    _refuse_uneven_parts(config, balancer, processes)
     parts = nn.ModuleDict({'network': network, 'balancer': balancer})
     distillation = _distillation(config, network)
     if distillation is not None:
@@ -145,9 +147,8 @@ def train(
             torch.manual_seed(config.seed * 1_000_003 + step)
             batch = to_device(batch, device)
             set_learning_rate(optimizer, config.optimizer.lr * clock.learning_rate(step))
-            losses = _backward(
-                forward, network, balancer, tasks, distillation, batch, config, step, processes
-            )
+            lesson = Lesson(forward, tasks, distillation, batch, config, processes)
+            losses = _backward(lesson, network, balancer, step)
             if not balancer.reduces_gradients:
                 processes.average_gradients(parts.parameters())
             _clip(parts, config, batch, step)
@@ -155,7 +156,7 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             if balancer.needs_losses_after_step:
                 with torch.no_grad():
-                    after = _losses(forward, tasks, distillation, batch, config, processes)
+                    after = lesson.losses(batch)
                     if after:
                         balancer.after_step(after)
             step += 1
@@ -197,8 +198,11 @@ def _distillation(config: TrainingConfig, network: MultiTaskNetwork) -> Distilla
     """Build the losses of the configured teacher."""
     if config.distillation is None:
         return None
+    teacher = load_teacher(config.distillation.teacher)
+    classes = vocabulary_of(config.network).classes
+    teacher.refuse_another_view(classes, config.data.focal_length_px)
     options = config.distillation.model_dump(exclude={'teacher'})
-    return Distillation(network, load_teacher(config.distillation.teacher), **options)
+    return Distillation(network, teacher, **options)
 
 
 def _clip(parts: nn.Module, config: TrainingConfig, batch: Batch, step: int) -> None:
@@ -232,67 +236,101 @@ def _requests(clock: Clock, step: int) -> Iterator[BatchRequest]:
         step += 1
 
 
+class Lesson:
+    """A batch and what each task's losses are divided by, over all of its parts and processes.
+
+    Args:
+        forward: the network, compiled or not.
+        tasks: all of the run.
+        distillation: of a teacher, if there is one.
+        batch: this process's share of the whole batch.
+        config: of the run.
+        processes: that hold the other shares.
+    """
+
+    def __init__(
+        self,
+        forward: nn.Module,
+        tasks: dict[str, Task],
+        distillation: Distillation | None,
+        batch: Batch,
+        config: TrainingConfig,
+        processes: Processes,
+    ) -> None:
+        self.batch = batch
+        self.processes = processes
+        self._forward, self._tasks, self._distillation = forward, tasks, distillation
+        self._config = config
+        self._divisors = processes.divisors(tasks, batch)
+        self._present = processes.present(tasks, batch)
+
+    def parts(self) -> list[Batch]:
+        """Return the parts that are computed one after the other, all of one size."""
+        number = self._config.optimizer.accumulate
+        if number == 1:
+            return [self.batch]
+        tensors = {name: v.chunk(number) for name, v in self.batch.items() if name != 'ids'}
+        return [{name: parts[i] for name, parts in tensors.items()} for i in range(number)]
+
+    def losses(self, part: Batch) -> dict[str, Tensor]:
+        """Run the network; return the losses of the tasks that the batch or a teacher teaches.
+
+        Those of all parts add up to the batch's.
+        """
+        with autocast(self._config.precision, part['image'].device):
+            outputs = self._forward(part['image'])
+            taught = {}
+            if self._distillation is not None:
+                taught = self._distillation(part['image'], outputs)
+        share = len(part['image']) / len(self.batch['image'])
+        losses = {
+            name: self._tasks[name].loss(outputs, part, self._divisors[name])
+            for name in self._present
+        }
+        return {
+            name: losses.get(name, 0.0) + share * taught.get(name, 0.0)
+            for name in self._tasks
+            if name in losses or name in taught
+        }
+
+
 def _backward(
-    forward: nn.Module,
-    network: MultiTaskNetwork,
-    balancer: Balancer,
-    tasks: dict[str, Task],
-    distillation: Distillation | None,
-    batch: Batch,
-    config: TrainingConfig,
-    step: int,
-    processes: Processes,
+    lesson: Lesson, network: MultiTaskNetwork, balancer: Balancer, step: int
 ) -> dict[str, float]:
-    """Fill the gradients of one optimizer step; return the mean loss of every task at hand."""
+    """Fill the gradients of one optimizer step; return the loss of every task at hand."""
     totals: dict[str, float] = {}
-    chunks = _split(batch, config.optimizer.accumulate)
-    for chunk in chunks:
-        losses = _losses(forward, tasks, distillation, chunk, config, processes)
+    for part in lesson.parts():
+        losses = lesson.losses(part)
         if not losses:
             continue
-        values = processes.mean({name: loss.item() for name, loss in losses.items()})
+        values = lesson.processes.mean({name: loss.item() for name, loss in losses.items()})
         for name, value in values.items():
             if not math.isfinite(value):
                 raise TrainingError(
                     f'the {name} loss is {value} at step {step} (frames '
-                    f'{", ".join(batch["ids"])}): the last good checkpoint is kept; look at '
-                    'these frames, or lower the learning rate, then resume'
+                    f'{", ".join(lesson.batch["ids"])}): the last good checkpoint is kept; look '
+                    'at these frames, or lower the learning rate, then resume'
                 )
-            totals[name] = totals.get(name, 0.0) + value / len(chunks)
-        balancer.backward({name: loss / len(chunks) for name, loss in losses.items()}, network)
+            totals[name] = totals.get(name, 0.0) + value
+        balancer.backward(losses, network)
     return totals
 
 
-def _losses(
-    forward: nn.Module,
-    tasks: dict[str, Task],
-    distillation: Distillation | None,
-    batch: Batch,
-    config: TrainingConfig,
-    processes: Processes,
-) -> dict[str, Tensor]:
-    """Run the network; return the losses of the tasks that the batch or a teacher teaches."""
-    with autocast(config.precision, batch['image'].device):
-        outputs = forward(batch['image'])
-        taught = distillation(batch['image'], outputs) if distillation is not None else {}
-    divisors = processes.divisors(tasks, batch)
-    losses = {
-        name: tasks[name].loss(outputs, batch, divisors[name])
-        for name in processes.present(tasks, batch)
-    }
-    return {
-        name: losses.get(name, 0.0) + taught.get(name, 0.0)
-        for name in tasks
-        if name in losses or name in taught
-    }
-
-
-def _split(batch: Batch, parts: int) -> list[Batch]:
+def _refuse_uneven_parts(config: TrainingConfig, balancer: Balancer, processes: Processes) -> None:
+    """Refuse an accumulation that is not the whole batch's step."""
+    parts = config.optimizer.accumulate
     if parts == 1:
-        return [batch]
-    tensors = {name: value.chunk(parts) for name, value in batch.items() if name != 'ids'}
-    count = min(len(chunks) for chunks in tensors.values())
-    return [{name: chunks[i] for name, chunks in tensors.items()} for i in range(count)]
+        return
+    if config.batch_size % (parts * processes.count):
+        raise TrainingError(
+            f'batch_size {config.batch_size} cannot be cut into {parts} equal parts in each of '
+            f'{processes.count} processes: choose a multiple of {parts * processes.count}'
+        )
+    if not balancer.adds_up:
+        raise TrainingError(
+            f'balancing by {config.balancing.method} looks at whole batches: set '
+            'optimizer.accumulate to 1, or balancing.method to constants'
+        )
 
 
 def _evaluate(

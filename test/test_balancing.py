@@ -497,7 +497,7 @@ def _balance_in_process(rank: int, folder: str, names: tuple[str, ...]) -> None:
 
 
 def test_two_processes_balance_as_one_with_both_batches(tmp_path: Path) -> None:
-    names = ('uw', 'pcgrad')
+    names = ('uw', 'pcgrad', 'db_mtl')
     mp.spawn(_balance_in_process, (str(tmp_path), names), nprocs=2)
     results = [torch.load(tmp_path / f'{rank}.pt', weights_only=True) for rank in range(2)]
     for name in names:

@@ -30,7 +30,7 @@ from official_layouts import (  # noqa: E402
     write_pixels,
 )
 
-from mtl_perception.datasets import DatasetError, read_picture  # noqa: E402
+from mtl_perception.datasets import DatasetError, read_picture, region_of  # noqa: E402
 from mtl_training.datasets.ade20k import Ade20k  # noqa: E402
 from mtl_training.datasets.bdd100k import Bdd100k  # noqa: E402
 from mtl_training.datasets.cityscapes import Cityscapes  # noqa: E402
@@ -104,7 +104,9 @@ def test_bdd100k_people_that_are_not_judged_are_regions(tmp_path: Path) -> None:
     ]
     write_json(file, {'frames': frames})
     reader = Bdd100k(tmp_path, 'train')
-    assert reader.read(0).box_labels.tolist() == [-1, -1, reader.box_classes.index('rider')]
+    pedestrians = region_of(reader.box_classes.index('pedestrian'))
+    rider = reader.box_classes.index('rider')
+    assert reader.read(0).box_labels.tolist() == [pedestrians, pedestrians, rider]
     assert counts(inspect(reader))[Problem.REGION] == 2
 
 
@@ -167,7 +169,7 @@ def test_coco_boxes_are_corners_and_crowds_are_regions(tmp_path: Path) -> None:
     assert reader.ids == ['000000000009', '000000000025', '000000000030']
     first, second, third = (reader.read(index) for index in range(3))
     np.testing.assert_allclose(first.boxes, [[10.5, 8.25, 30.5, 18.25], [0, 0, 64, 48]])
-    assert first.box_labels.tolist() == [2, -1]
+    assert first.box_labels.tolist() == [2, region_of(0)]
     assert second.rgb.shape == (40, 30, 3) and second.box_labels.tolist() == [1]
     assert third.boxes.shape == (0, 4) and third.box_labels.shape == (0,)
     inspection = inspect(reader)
@@ -306,7 +308,9 @@ def test_coco_annotations_that_say_nothing_usable_are_named(tmp_path: Path) -> N
     assert 'annotation 13 is of picture 999' in only_text(inspection, Problem.PICTURE_UNKNOWN)
     assert '000000000031.jpg' in only_text(inspection, Problem.NOT_LISTED)
     labels = Coco(tmp_path, 'val2017').read(0).box_labels
-    assert labels.tolist() == [2, -1, -1, 1], 'the unknown category is a region, not a negative'
+    assert labels.tolist() == [2, region_of(0), -1, 1], (
+        'the unknown category is a region, not a negative'
+    )
 
 
 def test_coco_pictures_of_another_size_than_annotated_are_broken(tmp_path: Path) -> None:

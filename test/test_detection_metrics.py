@@ -11,6 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mtl_perception.bundle import AttributeSpec
+from mtl_perception.datasets import region_of
 from mtl_perception.metrics import (
     ClassificationMetrics,
     DetectionMetrics,
@@ -25,7 +26,7 @@ SEEN = AttributeSpec(name='seen', kind='multi', classes=('cup', 'lamp'))
 Picture = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
-def random_pictures(seed: int, crowds: bool) -> list[Picture]:
+def random_pictures(seed: int, crowds: str = 'none') -> list[Picture]:
     """Return pictures with true boxes, noisy copies of them, false ones and double ones."""
     rng = np.random.default_rng(seed)
     pictures = []
@@ -41,8 +42,8 @@ def random_pictures(seed: int, crowds: bool) -> list[Picture]:
         labels = np.concatenate([np.repeat(true_labels, copies), rng.integers(0, 4, len(wild))])
         swapped = rng.random(len(labels)) < 0.15
         labels = np.where(swapped, rng.integers(0, 3, len(labels)), labels)
-        if crowds and count:
-            true_labels[0] = -1
+        if crowds != 'none' and count:
+            true_labels[0] = -1 if crowds == 'of any class' else region_of(true_labels[0])
         pictures.append((found, rng.random(len(found)), labels, true, true_labels))
     return pictures
 
@@ -65,7 +66,8 @@ def reference(pictures: list[Picture]) -> tuple[np.ndarray, np.ndarray]:
     annotations, results = [], []
     for image, (found, scores, labels, true, true_labels) in enumerate(pictures, 1):
         for box, label in zip(true, true_labels, strict=True):
-            for category in [label] if label >= 0 else range(len(NAMES)):
+            of_class = {label, region_of(label)} & set(range(len(NAMES)))
+            for category in of_class or range(len(NAMES)):
                 x, y, w, h = bbox(box)
                 annotations.append(
                     {
@@ -94,9 +96,9 @@ def reference(pictures: list[Picture]) -> tuple[np.ndarray, np.ndarray]:
     return judge.stats, judge.eval['precision'][:, :, :, 0, 2]
 
 
-@pytest.mark.parametrize('crowds', [False, True])
+@pytest.mark.parametrize('crowds', ['none', 'of any class', 'of one class'])
 @pytest.mark.parametrize('seed', range(5))
-def test_average_precision_equals_the_reference_evaluators(seed: int, crowds: bool) -> None:
+def test_average_precision_equals_the_reference_evaluators(seed: int, crowds: str) -> None:
     pictures = random_pictures(seed, crowds)
     stats, precision = reference(pictures)
     metrics = filled(pictures)
@@ -117,7 +119,7 @@ def test_average_precision_equals_the_reference_evaluators(seed: int, crowds: bo
 
 
 def test_parts_merged_and_stored_give_the_whole() -> None:
-    pictures = random_pictures(9, crowds=True)
+    pictures = random_pictures(9, 'of one class')
     whole = filled(pictures)
     first, second = filled(pictures[:5]), DetectionMetrics(NAMES)
     second.load_state(filled(pictures[5:]).state())

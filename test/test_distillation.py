@@ -167,12 +167,31 @@ def test_a_teacher_that_does_not_fit_is_refused(tiny_bundle: ModelBundle) -> Non
         Distillation(student, bundle, features=1.0)
 
 
+def test_a_teacher_of_another_camera_or_order_of_classes_is_refused(
+    tiny_bundle: ModelBundle,
+) -> None:
+    names = [spec.name for spec in tiny_bundle.classes]
+    focal_length = tiny_bundle.manifest.depth.focal_length_px
+    teacher = BundleTeacher(tiny_bundle)
+    teacher.refuse_another_view(names, focal_length)
+    teacher.refuse_another_view([], focal_length)
+    with pytest.raises(DistillationError, match='in the same order'):
+        teacher.refuse_another_view(names[::-1], focal_length)
+    with pytest.raises(DistillationError, match='choose a teacher of the same focal length'):
+        teacher.refuse_another_view(names, 2 * focal_length)
+    labels_alone = NetworkTeacher(network(tasks=('segmentation',)), focal_length_px=520.0)
+    labels_alone.refuse_another_view(names, 311.0)
+
+
 def test_one_block_of_yaml_distils_a_run(tmp_path: Path) -> None:
     data, cache = write_pictures(tmp_path / 'data'), tmp_path / 'cache'
     train(tiny_config(data, cache), tmp_path / 'teacher')
     teacher = tmp_path / 'teacher' / 'last.json'
     assert isinstance(load_teacher(teacher), NetworkTeacher)
     block = {'teacher': str(teacher), 'outputs': 1.0, 'features': 0.5}
+    other = tiny_config(data, cache, distillation=block, focal_length=400.0)
+    with pytest.raises(DistillationError, match='same focal length'):
+        train(other, tmp_path / 'other')
     plain = tiny_config(data, cache)
     taught = tiny_config(data, cache, distillation=block)
     for name, config in (('plain', plain), ('taught', taught)):

@@ -72,7 +72,7 @@ def test_figures_per_frame_add_up_to_those_of_the_set() -> None:
     for name in ('mean', 'median'):
         assert found[name] == pytest.approx(normals[name], abs=0.1), name
     for name in ('11.25', '22.5', '30'):
-        assert found[name] == pytest.approx(normals[name], abs=0.02), name
+        assert found[name] == pytest.approx(normals[name], abs=1e-5), name
 
 
 def random_things(

@@ -155,7 +155,14 @@ def test_weights_beyond_float16_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    'parity', [Parity(0.99, 0.0, 0.0), Parity(1.0, 0.02, 0.0), Parity(None, float('nan'), None)]
+    'parity',
+    [
+        Parity(0.99, 0.0, 0.0),
+        Parity(1.0, 0.02, 0.0),
+        Parity(None, float('nan'), None),
+        Parity(1.0, 0.0, 1.5),
+        Parity(None, None, float('nan')),
+    ],
 )
 def test_graphs_that_disagree_are_refused(parity: Parity) -> None:
     with pytest.raises(ExportError, match='torch and ONNX'):

@@ -42,6 +42,35 @@ def test_layer_decay_slows_the_early_stages_and_vectors_are_not_decayed() -> Non
     assert (stem['lr'], head['lr']) == (pytest.approx(0.0125), 0.2)
 
 
+def scales_of(config: NetworkConfig) -> dict[str, dict]:
+    parts = nn.ModuleDict({'network': build_network(config)})
+    settings = OptimizerSettings(lr=1.0, weight_decay=0.1, layer_decay=0.5, backbone_lr_scale=0.5)
+    return groups_by_name(parts, build_optimizer(parts, settings))
+
+
+@pytest.mark.parametrize('decoder', ['pyramid', 'bifpn'])
+def test_blocks_of_a_backbone_of_one_stage_learn_at_their_own_rates(decoder: str) -> None:
+    groups = scales_of(NetworkConfig(backbone='test_vit', decoder=decoder, decoder_channels=16))
+    model = 'network.encoder.backbone.stages.0.features.model'
+    of_blocks = [groups[f'{model}.blocks.{n}.norm1.weight']['lr_scale'] for n in range(6)]
+    assert of_blocks == [0.5 * 0.5 ** (6 - n) for n in range(6)]
+    assert groups[f'{model}.patch_embed.proj.weight']['lr_scale'] == 0.5 * 0.5**7
+    assert groups[f'{model}.pos_embed']['weight_decay'] == 0.0
+
+
+@pytest.mark.parametrize('sharing', ['cross_stitch', 'mtan'])
+def test_what_is_new_beside_the_backbone_learns_at_the_full_rate(sharing: str) -> None:
+    groups = scales_of(NetworkConfig(sharing=sharing, decoder_channels=16))
+    for name, group in groups.items():
+        beside = '.mixing.' in name or '.attention.' in name
+        if beside:
+            assert group['lr_scale'] == 1.0, name
+        if '.mixing.' in name:
+            assert group['weight_decay'] == 0.0
+    last = [g['lr_scale'] for name, g in groups.items() if '.stages.3.' in name]
+    assert last and set(last) == {0.25}
+
+
 @pytest.mark.parametrize('name', ['adamw', 'adam'])
 def test_state_survives_as_plain_tensors(name: str) -> None:
     settings = OptimizerSettings(name=name, lr=0.1)

@@ -26,11 +26,14 @@ from official_layouts import (  # noqa: E402
 from training_parts import write_pictures  # noqa: E402
 
 from mtl_perception.bundle import AttributeSpec  # noqa: E402
+from mtl_perception.datasets import NYUV2_INTRINSICS, LabelledFrame, region_of  # noqa: E402
+from mtl_perception.letterbox import PADDING  # noqa: E402
 from mtl_training.cli import main  # noqa: E402
 from mtl_training.config import SourceSettings, parse_config  # noqa: E402
 from mtl_training.data import open_data  # noqa: E402
 from mtl_training.datasets import BatchRequest, DatasetError, Mixture, prepare  # noqa: E402
 from mtl_training.datasets.ade20k import Ade20k  # noqa: E402
+from mtl_training.datasets.arrays import PreparedArrays  # noqa: E402
 from mtl_training.datasets.bdd100k import Bdd100k  # noqa: E402
 from mtl_training.datasets.cityscapes import Cityscapes  # noqa: E402
 from mtl_training.datasets.coco import Coco  # noqa: E402
@@ -43,6 +46,7 @@ from mtl_training.datasets.formats import (  # noqa: E402
 from mtl_training.datasets.image_folder import ImageFolder  # noqa: E402
 from mtl_training.datasets.office31 import Office31  # noqa: E402
 from mtl_training.datasets.pool import FEW  # noqa: E402
+from mtl_training.datasets.prepare import convert_frame  # noqa: E402
 from mtl_training.datasets.reader import class_list  # noqa: E402
 from mtl_training.datasets.sources import open_reader, open_source  # noqa: E402
 from mtl_training.datasets.vocabulary import Vocabulary  # noqa: E402
@@ -83,8 +87,45 @@ def test_boxes_and_sizes_follow_the_one_scale(tmp_path: Path) -> None:
     # 48x64 pixels become 24x32; 40x30 become 24x18.
     np.testing.assert_allclose(arrays.read(0).boxes[0], [5.25, 4.125, 15.25, 9.125])
     np.testing.assert_allclose(arrays.read(1).boxes[0], np.array([2, 3, 6, 8]) * 0.6, rtol=1e-6)
-    assert arrays.read(0).box_labels.tolist() == [2, -1]
-    assert arrays.read(0).image[:, 32:].max() == 0, 'the padding'
+    assert arrays.read(0).box_labels.tolist() == [2, region_of(0)]
+    assert (arrays.read(0).image[:, 32:] == PADDING).all()
+
+
+def test_regions_follow_the_networks_names(tmp_path: Path) -> None:
+    reader = Coco(write_coco(tmp_path / 'data'), 'val2017')
+    folder = prepare(reader, 'val2017', tmp_path / 'cache', size=(24, 64), processes=0).folder
+    with_people = Vocabulary(box_classes=('toothbrush', 'human'))
+    labels = PreparedArrays(folder, with_people, {'person': 'human'}).read(0).box_labels
+    assert labels.tolist() == [0, region_of(1)]
+    without = Vocabulary(box_classes=('toothbrush',))
+    assert PreparedArrays(folder, without).read(0).box_labels.tolist() == [0]
+
+
+@pytest.mark.parametrize('width', [640, 1000, 1920])
+def test_masks_and_depth_stay_where_the_picture_is(width: int) -> None:
+    """The edge of a wall lies at the same column of picture, label and depth (to .1 pixels)."""
+    height, edge = width * 3 // 4, np.arange(width // 3, width // 3 + 40)
+    shifts = []
+    for column in edge:
+        right = np.broadcast_to(np.arange(width) >= column, (height, width))
+        frame = LabelledFrame(
+            id='wall',
+            rgb=np.repeat(np.where(right, 255, 0).astype(np.uint8)[..., None], 3, axis=2),
+            label=right.astype(np.uint8),
+            depth=np.where(right, 2.0, 1.0).astype(np.float32),
+            normal=None,
+            intrinsics=NYUV2_INTRINSICS.scaled(width / 384, width, height),
+            normals_source='none',
+        )
+        arrays, _ = convert_frame(frame, (288, 384), Vocabulary())
+        at = 384 - arrays['image'][100, :, 0].astype(float).sum() / 255
+        shifts.append(
+            (
+                384 - (arrays['label'][100] == 1).sum() - at,
+                (arrays['depth'][100] < 1500).sum() - at,
+            )
+        )
+    np.testing.assert_allclose(np.mean(shifts, axis=0), 0, atol=0.1)
 
 
 def test_broken_frames_stop_the_work_unless_they_are_knowingly_skipped(tmp_path: Path) -> None:

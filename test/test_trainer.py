@@ -25,7 +25,7 @@ from mtl_training.checkpoints import (  # noqa: E402
     load_checkpoint,
     save_checkpoint,
 )
-from mtl_training.config import ConfigError, load_config  # noqa: E402
+from mtl_training.config import ConfigError, TrainingConfig, load_config  # noqa: E402
 from mtl_training.datasets.mixtures import Mixture  # noqa: E402
 from mtl_training.networks import MultiTaskNetwork  # noqa: E402
 from mtl_training.run_state import load_network  # noqa: E402
@@ -218,25 +218,63 @@ def test_unusable_checkpoints_say_so(tmp_path: Path, content: str, words: str) -
 
 
 def test_gradient_accumulation_gives_the_whole_batchs_gradient(
-    pictures: Path, cache: Path, tmp_path: Path
+    pictures: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With frozen statistics and full masks, two halves are one whole."""
+    """Two halves are one whole, though one of them knows no depth and few labels."""
+
+    def hide(batch: dict[str, torch.Tensor], _: torch.device) -> dict[str, torch.Tensor]:
+        batch['depth'][0] = 0
+        batch['label'][0, 1:] = 255
+        return batch
+
+    gradients: dict[int, dict[str, torch.Tensor]] = {}
+
+    def keep(parts: torch.nn.Module, config: TrainingConfig, *_: object) -> None:
+        gradients[config.optimizer.accumulate] = {
+            name: p.grad.clone() for name, p in parts.named_parameters() if p.grad is not None
+        }
+
+    monkeypatch.setattr(trainer, 'to_device', hide)
+    monkeypatch.setattr(trainer, '_clip', keep)
     losses = {}
     for accumulate in (1, 2):
-        optimizer = {'lr': 1e-3, 'accumulate': accumulate}
-        schedule = {'steps': 1, 'warmup_steps': 0, 'evaluations': 1}
-        network = {
-            'backbone': 'pvt_v2_b0',
-            'decoder_channels': 16,
-            'decoder_norm': 'group',
-        }
         config = tiny_config(
-            pictures, cache, optimizer=optimizer, schedule=schedule, network=network
+            pictures,
+            cache,
+            optimizer={'accumulate': accumulate},
+            schedule={'steps': 1, 'evaluations': 1},
+            network={
+                'backbone': 'pvt_v2_b0',
+                'decoder_channels': 16,
+                'decoder_norm': 'group',
+                'drop_path': 0.0,
+            },
+            losses={'segmentation': {'class_weights': [0.5 + 0.1 * n for n in range(13)]}},
         )
-        folder = tmp_path / str(accumulate)
-        train(config, folder)
-        losses[accumulate] = losses_of(folder)[0]
-    assert losses[2]['segmentation'] == pytest.approx(losses[1]['segmentation'], rel=0.05)
+        train(config, tmp_path / str(accumulate))
+        losses[accumulate] = losses_of(tmp_path / str(accumulate))[0]
+    for task in config.tasks:
+        assert losses[2][task] == pytest.approx(losses[1][task], rel=1e-5), task
+    assert gradients[1].keys() == gradients[2].keys()
+    for name, whole in gradients[1].items():
+        torch.testing.assert_close(
+            gradients[2][name], whole, rtol=1e-3, atol=1e-5 * whole.abs().max().item() + 1e-9
+        )
+
+
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        ({'batch_size': 3}, 'cannot be cut into 2 equal parts'),
+        ({'balancing': {'method': 'uw'}}, 'looks at whole batches'),
+    ],
+)
+def test_an_accumulation_that_is_not_the_batchs_step_is_refused(
+    pictures: Path, cache: Path, tmp_path: Path, changes: dict[str, object], words: str
+) -> None:
+    config = tiny_config(pictures, cache, optimizer={'accumulate': 2}, **changes)
+    with pytest.raises(TrainingError, match=words):
+        train(config, tmp_path / 'run')
 
 
 def test_two_processes_give_the_losses_of_one(pictures: Path, cache: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ torch = pytest.importorskip('torch', reason='the workshop needs requirements/tra
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
+from mtl_perception.datasets import region_of  # noqa: E402
 from mtl_perception.frames import Intrinsics  # noqa: E402
 from mtl_training.datasets.arrays import ArrayFrame  # noqa: E402
 from mtl_training.datasets.augmentation import (  # noqa: E402
@@ -121,11 +122,20 @@ def test_boxes_are_cut_to_the_picture_and_dropped_when_hardly_anything_is_left()
             [8, 8, 24, 24],
         ]
     )
-    left, kept = move_boxes(given_boxes, unmoved, 64, 80)
-    assert kept.tolist() == [True, True, False, False, False, True]
-    assert left.tolist() == [[0, 5, 30, 25], [0, 5, 10.5, 25], [8, 8, 24, 24]]
-    nothing, none = move_boxes(np.zeros((0, 4)), unmoved, 64, 80)
+    left, kept, whole = move_boxes(given_boxes, unmoved, 64, 80)
+    assert kept.tolist() == [True, True, True, False, False, True]
+    assert whole.tolist() == [True, True, False, True]
+    assert left.tolist() == [[0, 5, 30, 25], [0, 5, 10.5, 25], [0, 5, 10, 25], [8, 8, 24, 24]]
+    nothing, none, _ = move_boxes(np.zeros((0, 4)), unmoved, 64, 80)
     assert nothing.shape == (0, 4) and none.shape == (0,)
+
+
+def test_what_shows_a_little_is_a_region_of_its_class() -> None:
+    frame = frame_with('rectangle', (2, 2, 78, 62))
+    cut = VirtualCamera(1.8, 0.0, False, 100.0, 70.0, 32, 32, 60.0)
+    taken = augment(frame, cut)
+    assert len(frame.boxes) == len(taken['boxes']) == 1
+    assert taken['box_labels'].tolist() == [region_of(frame.box_labels[0])]
 
 
 def test_the_ellipse_of_a_turned_box_is_the_one_that_opencv_draws() -> None:
@@ -134,7 +144,7 @@ def test_the_ellipse_of_a_turned_box_is_the_one_that_opencv_draws() -> None:
         [[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0]]
     )
     turn[:, 2] = np.array([99.5, 99.5]) - turn[:, :2] @ np.array([99.5, 99.5])
-    left, _ = move_boxes(np.array([[60.0, 80, 140, 120]]), turn, 200, 200)
+    left, *_ = move_boxes(np.array([[60.0, 80, 140, 120]]), turn, 200, 200)
     drawn = np.zeros((200, 200), np.uint8)
     cv2.ellipse(drawn, ((99.5, 99.5), (80, 40), 20), 255, -1)
     np.testing.assert_allclose(left[0], extent(drawn > 0), atol=1.5)

@@ -13,7 +13,7 @@ from torchvision.ops import generalized_box_iou  # noqa: E402
 from training_parts import STILL, tiny_config, write_pictures, write_scenes  # noqa: E402
 
 from mtl_perception.bundle import AttributeSpec, ModelBundle  # noqa: E402
-from mtl_perception.datasets import ROOMS, THINGS, PictureFolder  # noqa: E402
+from mtl_perception.datasets import ROOMS, THINGS, PictureFolder, region_of  # noqa: E402
 from mtl_training.config import TASKS  # noqa: E402
 from mtl_training.datasets import FrameSubset, prepare  # noqa: E402
 from mtl_training.evaluate import evaluate_bundle, measure_network  # noqa: E402
@@ -170,6 +170,16 @@ def test_regions_of_things_that_are_not_told_apart_hold_no_negatives() -> None:
     task.loss(output, batch).backward()
     assert (output.grad[..., :4] == 0).all()
     assert (output.grad[:, :3, :, 4:] > 0).all()
+    assert task.valid_count(batch) == 0
+
+
+def test_a_crowd_of_one_class_holds_negatives_of_the_others() -> None:
+    batch = batch_of([[(0, 0, 16, 32)]], [[region_of(1)]])
+    output = torch.zeros(1, 7, 8, 8, requires_grad=True)
+    task = build_task('detection', {'num_classes': 3})
+    task.loss(output, batch).backward()
+    assert (output.grad[:, 1, :, :4] == 0).all()
+    assert (output.grad[:, [0, 2]] > 0).all() and (output.grad[:, 1, :, 4:] > 0).all()
     assert task.valid_count(batch) == 0
 
 

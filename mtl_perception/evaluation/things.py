@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mtl_perception.bundle import AttributeSpec, ModelBundle, attribute_slices
+from mtl_perception.datasets import NOT_TOLD_APART
 from mtl_perception.encodings import picture_size
 from mtl_perception.frames import Prediction
 from mtl_perception.geometry.boxes import overlap, scale_boxes
@@ -19,7 +20,6 @@ SURE_SCORE = 0.3
 """Boxes from this score on count as found; the node's own threshold."""
 
 SAME_THING_IOU = 0.5
-NOT_TOLD_APART = -1
 
 
 @dataclass(frozen=True)

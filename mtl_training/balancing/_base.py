@@ -33,11 +33,13 @@ class Balancer(nn.Module, ABC):
     Attributes:
         needs_losses_after_step: whether `after_step` must follow every optimizer step.
         here: indices of the tasks that the last losses were of; all before there were any.
+        adds_up: whether the gradients of a batch's parts add up to the whole one's.
         reduces_gradients: whether `backward` already averages gradients over processes. Where it
             does not, the caller does (DistributedDataParallel, or an all-reduce of `.grad`).
     """
 
     needs_losses_after_step = False
+    adds_up = False
     reduces_gradients = False
 
     def __init__(self, tasks: Sequence[str]) -> None:

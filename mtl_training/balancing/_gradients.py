@@ -26,8 +26,9 @@ Place = Literal['parameters', 'features']
 class GradientBalancer(Balancer):
     """Combine the tasks' gradients where they share the network.
 
-    The parameters of one task alone take their own loss's gradient. Gradients are averaged over
-    processes before they are combined, so that every process combines the same ones.
+    The parameters of one task alone take their own loss's gradient. Gradients of parameters are
+    averaged over processes before they are combined, so that every process combines the same
+    ones; those of features are of each process's own pictures, and what they give is averaged.
 
     Args:
         tasks: the tasks, in order.
@@ -313,7 +314,8 @@ class GradNorm(GradientBalancer):
             rate = ratio / ratio.mean()
             target = (weighted.mean() * rate**self.alpha).detach()
             (gradient,) = torch.autograd.grad((weighted - target).abs().sum(), self.logits)
-        add_gradient(self.logits, gradient)
+        # Gradients of features are each process's own.
+        add_gradient(self.logits, mean_over_processes(gradient))
         weights = weights.detach()
         return weights @ gradients, weights
 
@@ -355,9 +357,10 @@ class DbMtl(GradientBalancer):
             self.smoothed = self.smoothed.to(next(network.parameters()).device)
 
     def transform(self, losses: Tensor) -> Tensor:
-        """Return the logarithms."""
-        self._require_positive(losses.detach())
-        return torch.log(losses + EPSILON)
+        """Return what has the gradient of the logarithms of the losses of all processes."""
+        whole = mean_over_processes(losses.detach())
+        self._require_positive(whole)
+        return losses / (whole + EPSILON)
 
     def combine(self, gradients: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Smooth, then scale every gradient to the largest norm."""

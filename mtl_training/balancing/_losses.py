@@ -43,6 +43,8 @@ class LossBalancer(Balancer):
 class Equal(LossBalancer):
     """Sum the losses."""
 
+    adds_up = True
+
     def weigh(self, values: Tensor) -> Tensor:
         """Return ones."""
         return torch.ones_like(values)
@@ -54,6 +56,8 @@ class Constants(LossBalancer):
     Args:
         weights: the weight of each task; weights of absent tasks do nothing.
     """
+
+    adds_up = True
 
     def __init__(self, tasks: Sequence[str], weights: Mapping[str, float]) -> None:
         super().__init__(tasks)

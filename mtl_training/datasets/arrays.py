@@ -12,11 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from mtl_perception.datasets import DatasetError
+from mtl_perception.datasets import DatasetError, is_region_of_class, region_of
 from mtl_perception.frames import Intrinsics
-from mtl_training.datasets.vocabulary import INVALID_LABEL, UNKNOWN, Translation, Vocabulary
+from mtl_training.datasets.vocabulary import (
+    INVALID_LABEL,
+    NO_BOX_CLASS,
+    UNKNOWN,
+    Translation,
+    Vocabulary,
+)
 
-FORMAT = 1
+FORMAT = 2
 INDEX = 'index.json'
 HASHES = 'hashes.json'
 MILLIMETRES = 1000.0
@@ -45,7 +51,7 @@ class ArrayFrame:
         normal: int8 [H, W, 3], unit normal x 127 towards the camera, (0, 0, 0) = invalid.
         intrinsics: of the picture.
         boxes: float32 [M, 4], x0 y0 x1 y1 in pixels, pixel centres at +0.5.
-        box_labels: int64 [M], class, or -1 for a region whose things are not told apart.
+        box_labels: int64 [M], class or region (see `LabelledFrame.box_labels`).
         boxes_known: bool [C], the classes whose boxes are all there; none where nobody looked.
         attributes: int8 [A], all attributes' classes in a row: 1 holds, 0 does not, -1 unknown.
     """
@@ -96,16 +102,12 @@ class PreparedArrays:
         self.normals_source: str = index['normals_source']
         self.findings: dict[str, Any] = index.get('findings', {})
         dense = ('label', 'depth', 'normal')
-        # Folders of before there were boxes hold the three dense truths.
-        stored = tuple(index.get('truths', dense))
         self.truths = tuple(
             name
-            for name in stored
+            for name in index['truths']
             if tasks is None or any(TRUTH_OF_TASK[task] == name for task in tasks)
         )
-        self.own = (
-            Vocabulary.from_json(index['vocabulary']) if 'vocabulary' in index else Vocabulary()
-        )
+        self.own = Vocabulary.from_json(index['vocabulary'])
         self.vocabulary = vocabulary or self.own
         self.translation = Translation(self.own, self.vocabulary, rename)
         names = ['image', 'intrinsics', *(name for name in dense if name in self.truths)]
@@ -215,9 +217,11 @@ class PreparedArrays:
             return np.zeros((0, 4), np.float32), np.zeros(0, np.int64), known
         place = slice(*arrays['box_starts'][index : index + 2])
         labels = np.array(arrays['box_labels'][place], np.int64)
-        things = labels >= 0
+        things, regions = labels >= 0, is_region_of_class(labels)
         labels[things] = self.translation.boxes[labels[things]]
-        kept = labels > -2
+        classes = self.translation.boxes[region_of(labels[regions])]
+        labels[regions] = np.where(classes == NO_BOX_CLASS, NO_BOX_CLASS, region_of(classes))
+        kept = labels != NO_BOX_CLASS
         return arrays['boxes'][place][kept], labels[kept], self.translation.boxes_known
 
     def left_out(self) -> str | None:

@@ -14,15 +14,16 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from mtl_perception.datasets import region_of
 from mtl_perception.frames import Intrinsics
+from mtl_perception.letterbox import PADDING
 from mtl_training.config import AugmentationSettings
 from mtl_training.datasets.arrays import INVALID_LABEL, MILLIMETRES, NORMAL_SCALE, ArrayFrame
 
 # Rec. 601 luma, as a row of the colour matrix.
 LUMA = np.array([0.299, 0.587, 0.114])
-# The grey that the robot's perceiver pads with.
-PADDING = (124, 116, 104)
-# Boxes of which less is left in the picture, by area or by an edge in pixels, are dropped.
+# Boxes of which less area is left in the picture are regions of their class, boxes with a shorter
+# edge are dropped.
 LEAST_SHARE = 0.25
 LEAST_EDGE_PX = 3.0
 
@@ -110,23 +111,6 @@ def draw_camera(
     )
 
 
-def covering_camera(
-    source: Intrinsics, height: int, width: int, focal_length: float
-) -> VirtualCamera:
-    """Return the plain centre crop that just covers `height` x `width`."""
-    zoom = max(height / source.height, width / source.width)
-    return VirtualCamera(
-        zoom=zoom,
-        roll=0.0,
-        mirrored=False,
-        left=(zoom * source.width - width) / 2,
-        top=(zoom * source.height - height) / 2,
-        height=height,
-        width=width,
-        focal_length=focal_length,
-    )
-
-
 def augment(frame: ArrayFrame, camera: VirtualCamera) -> dict[str, np.ndarray]:
     """Take `frame` with a virtual camera.
 
@@ -148,7 +132,10 @@ def augment(frame: ArrayFrame, camera: VirtualCamera) -> dict[str, np.ndarray]:
     depth = cv2.warpAffine(frame.depth, pixel_map, size, flags=cv2.INTER_NEAREST)
     normal = cv2.warpAffine(frame.normal.view(np.uint8), pixel_map, size, flags=cv2.INTER_NEAREST)
     target = camera.intrinsics(frame.intrinsics)
-    boxes, kept = move_boxes(frame.boxes, pixel_map, camera.height, camera.width)
+    boxes, seen, whole = move_boxes(frame.boxes, pixel_map, camera.height, camera.width)
+    box_labels = frame.box_labels[seen]
+    # What shows a little is neither a thing to be found nor background.
+    box_labels = np.where((box_labels >= 0) & ~whole, region_of(box_labels), box_labels)
     return {
         'image': image,
         'label': label,
@@ -156,7 +143,7 @@ def augment(frame: ArrayFrame, camera: VirtualCamera) -> dict[str, np.ndarray]:
         'normal': turn_normals(normal.view(np.int8), camera.axes(), squash),
         'intrinsics': np.array([target.fx, target.fy, target.cx, target.cy], np.float32),
         'boxes': boxes,
-        'box_labels': frame.box_labels[kept],
+        'box_labels': box_labels,
         'boxes_known': frame.boxes_known,
         'attributes': frame.attributes,
     }
@@ -164,8 +151,8 @@ def augment(frame: ArrayFrame, camera: VirtualCamera) -> dict[str, np.ndarray]:
 
 def move_boxes(
     boxes: np.ndarray, pixel_map: np.ndarray, height: int, width: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Take boxes along with an affine map, cut them to the picture, drop what hardly shows.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Take boxes along with an affine map, cut them to the picture, drop what does not show.
 
     A turned box becomes the one around its turned inscribed ellipse, which follows things better
     than the one around its corners (Kalra et al., Towards Rotation Invariance in Object
@@ -177,7 +164,8 @@ def move_boxes(
         height, width: of the new picture in pixels.
 
     Returns:
-        The boxes that are left, float32 [K, 4], and which they are, bool [M].
+        The boxes that are left, float32 [K, 4]; which they are, bool [M]; and of which of them
+        enough is left to tell the thing by, bool [K].
     """
     boxes = np.asarray(boxes, np.float64)
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2 - 0.5
@@ -190,8 +178,9 @@ def move_boxes(
     seen_low, seen_high = low.clip(0, limit), high.clip(0, limit)
     seen = seen_high - seen_low
     share = seen.prod(axis=1) / (high - low).prod(axis=1).clip(min=1e-9)
-    kept = (share >= LEAST_SHARE) & (seen >= LEAST_EDGE_PX).all(axis=1)
-    return np.concatenate([seen_low, seen_high], axis=1)[kept].astype(np.float32), kept
+    kept = (seen >= LEAST_EDGE_PX).all(axis=1)
+    left = np.concatenate([seen_low, seen_high], axis=1)[kept].astype(np.float32)
+    return left, kept, share[kept] >= LEAST_SHARE
 
 
 def turn_normals(normal: np.ndarray, axes: np.ndarray, squash: float) -> np.ndarray:
@@ -253,7 +242,7 @@ def change_colours(
 def _hue_matrix(angle: float) -> np.ndarray:
     """Return the rotation of RGB about grey that keeps luma (SVG feColorMatrix hueRotate)."""
     cosine, sine = math.cos(angle), math.sin(angle)
-    grey = np.tile(LUMA, (3, 1))
+    grey = np.tile([0.213, 0.715, 0.072], (3, 1))  # Rec. 709 luma, as in the turn
     chroma = np.eye(3) - grey
     turn = np.array([[-0.213, -0.715, 0.928], [0.143, 0.140, -0.283], [-0.787, 0.715, 0.072]])
     return grey + cosine * chroma + sine * turn

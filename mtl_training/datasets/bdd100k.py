@@ -19,6 +19,7 @@ from mtl_perception.datasets import (
     NOT_TOLD_APART,
     DatasetError,
     LabelledFrame,
+    region_of,
 )
 from mtl_training.datasets.findings import Findings, Problem
 from mtl_training.datasets.reader import (
@@ -48,7 +49,7 @@ RENAMED = {
     'van': 'car',
 }
 # Annotated but not judged: the official conversion makes them crowds.
-IGNORED = ('other person', 'other vehicle', 'trailer')
+IGNORED = {'other person': 'pedestrian', 'other vehicle': 'car', 'trailer': 'truck'}
 ATTRIBUTES = (
     AttributeSpec(
         name='weather',
@@ -272,13 +273,14 @@ def _raw_boxes(
 def _category_index(label: dict[str, Any], frame_id: str, name: str, findings: Findings) -> int:
     category = RENAMED.get(label['category'], label['category'])
     flags = label['attributes'] or {}
-    if category in IGNORED or flags.get('crowd') or flags.get('ignored'):
-        findings.add(Problem.REGION, frame_id, f'{frame_id}: {name} is crowd or ignored')
-        return NOT_TOLD_APART
-    if category not in CATEGORIES:
+    known = IGNORED.get(category, category)
+    if known not in CATEGORIES:
         text = f'{frame_id}: {name}: no such category'
         findings.add(Problem.CATEGORY_UNKNOWN, frame_id, text)
         return NOT_TOLD_APART
+    if category in IGNORED or flags.get('crowd') or flags.get('ignored'):
+        findings.add(Problem.REGION, frame_id, f'{frame_id}: {name} is crowd or ignored')
+        return region_of(CATEGORIES.index(known))
     return CATEGORIES.index(category)
 
 

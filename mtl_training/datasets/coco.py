@@ -3,7 +3,7 @@
 Lin et al., Microsoft COCO: Common Objects in Context (ECCV 2014); format as on
 cocodataset.org/#format-data. Boxes are [x, y, width, height] from the picture's top-left corner,
 which is continuous coordinates with ends excluded. `iscrowd` 1 marks a group whose things are not
-told apart: its box is kept as a region (label -1), as COCO's own evaluation ignores it.
+told apart: its box is kept as a region of its class, as COCO's own evaluation takes it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from mtl_perception.datasets import (
     NOT_TOLD_APART,
     DatasetError,
     LabelledFrame,
+    region_of,
 )
 from mtl_training.datasets.findings import Findings, Problem
 from mtl_training.datasets.reader import (
@@ -159,7 +160,7 @@ class Coco(DatasetReader):
             findings.add(Problem.CATEGORY_UNKNOWN, frame_id, text)
         elif crowd:
             findings.add(Problem.REGION, frame_id, f'{frame_id}: {name} is a crowd')
-            label = NOT_TOLD_APART
+            label = region_of(label)
         try:
             x, y, width, height = (float(value) for value in bbox)
         except (TypeError, ValueError):

@@ -90,11 +90,11 @@ class NyuV2Mat:
             )
         camera = NYUV2_INTRINSICS
         size = (camera.width, camera.height)
-        depth = cv2.resize(depth, size, interpolation=cv2.INTER_NEAREST)
+        depth = cv2.resize(depth, size, interpolation=cv2.INTER_NEAREST_EXACT)
         return LabelledFrame(
             id=self.ids[index],
             rgb=cv2.resize(rgb, size, interpolation=cv2.INTER_AREA),
-            label=cv2.resize(self.to_13[raw], size, interpolation=cv2.INTER_NEAREST),
+            label=cv2.resize(self.to_13[raw], size, interpolation=cv2.INTER_NEAREST_EXACT),
             depth=depth,
             normal=normals_from_depth(depth, camera),
             intrinsics=camera,

@@ -25,9 +25,12 @@ from mtl_perception.datasets import (
     TRUTHS,
     LabelledFrame,
     PictureFolder,
+    is_region_of_class,
+    region_of,
 )
 from mtl_perception.frames import Intrinsics
 from mtl_perception.geometry.normals import NORMALS_SOURCE, normals_from_depth
+from mtl_perception.letterbox import PADDING
 from mtl_training.datasets.arrays import (
     FORMAT,
     INDEX,
@@ -353,13 +356,15 @@ def convert_frame(
     scale = 1.0
     if (height, width) != size:
         scale = min(size[0] / height, size[1] / width)
-        image = _fit(image, scale, size, cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR, 0)
+        image = _fit(
+            image, scale, size, cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR, PADDING
+        )
         if label is not None:
-            label = _fit(label, scale, size, cv2.INTER_NEAREST, INVALID_LABEL)
+            label = _fit(label, scale, size, cv2.INTER_NEAREST_EXACT, INVALID_LABEL)
         if depth is not None:
-            depth = _fit(depth, scale, size, cv2.INTER_NEAREST, 0)
+            depth = _fit(depth, scale, size, cv2.INTER_NEAREST_EXACT, 0)
         if normal is not None and frame.normals_source == 'file':
-            normal = _fit(normal, scale, size, cv2.INTER_NEAREST, 0)
+            normal = _fit(normal, scale, size, cv2.INTER_NEAREST_EXACT, 0)
         else:
             normal = None
         intrinsics = intrinsics.scaled(scale, size[1], size[0])
@@ -408,10 +413,12 @@ def _checked_boxes(
             f'{width}x{height}: x0 < x1 and y0 < y1 within it are expected'
         )
     classes = len(vocabulary.box_classes)
-    if ((labels < NOT_TOLD_APART) | (labels >= classes)).any():
+    class_of = np.where(is_region_of_class(labels), region_of(labels), labels)
+    if ((class_of < NOT_TOLD_APART) | (class_of >= classes)).any():
         raise DatasetError(
             f'frame {frame.id} has boxes of the classes {np.unique(labels).tolist()}: '
-            f'0..{classes - 1}, or {NOT_TOLD_APART} for a crowd, are expected'
+            f'0..{classes - 1}, {NOT_TOLD_APART} for a region of any class, or '
+            f'{region_of(classes - 1)}..{region_of(0)} for one of a class are expected'
         )
     boxes[:, 0::2] = boxes[:, 0::2].clip(0, width)
     boxes[:, 1::2] = boxes[:, 1::2].clip(0, height)
@@ -459,7 +466,11 @@ def _derive(depth: np.ndarray, intrinsics: Intrinsics) -> np.ndarray:
 
 
 def _fit(
-    array: np.ndarray, scale: float, size: tuple[int, int], interpolation: int, fill: int
+    array: np.ndarray,
+    scale: float,
+    size: tuple[int, int],
+    interpolation: int,
+    fill: int | tuple[int, int, int],
 ) -> np.ndarray:
     height, width = (max(1, round(edge * scale)) for edge in array.shape[:2])
     resized = cv2.resize(array, (width, height), interpolation=interpolation)

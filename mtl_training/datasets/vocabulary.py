@@ -17,6 +17,8 @@ from mtl_perception.datasets import DatasetError
 
 INVALID_LABEL = 255
 UNKNOWN = -1
+# No label of a box or region.
+NO_BOX_CLASS = -2
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Translation:
     Attributes:
         labels: uint8 [256], the network's id of each of the data set's, 255 where it has none;
             None where the ids stay.
-        boxes: int64 [source boxes], the network's class or -2 where it has none.
+        boxes: int64 [source boxes], the network's class or NO_BOX_CLASS where it has none.
         boxes_known: bool [target boxes], the network's classes that the data set labels.
         unused: names of the data set that the network does not know, by kind.
 
@@ -117,7 +119,8 @@ class Translation:
         self.labels = self._label_map(source, target, rename)
         ids = {name: index for index, name in enumerate(target.box_classes)}
         self.boxes = np.array(
-            [ids.get(rename.get(name, name), -2) for name in source.box_classes], np.int64
+            [ids.get(rename.get(name, name), NO_BOX_CLASS) for name in source.box_classes],
+            np.int64,
         )
         self.boxes_known = np.zeros(len(target.box_classes), bool)
         self.boxes_known[self.boxes[self.boxes >= 0]] = True

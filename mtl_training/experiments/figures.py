@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mtl_perception.bundle import AttributeSpec
+from mtl_perception.datasets import NOT_TOLD_APART, region_of
 from mtl_perception.metrics import (
     ClassificationMetrics,
     DepthMetrics,
@@ -21,7 +22,8 @@ from mtl_perception.metrics import (
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
 MOST_DETECTIONS = 100
-RESOLUTION_DEG = 0.1
+# A power of two, so that 11.25, 22.5 and 30 degrees are the ends of bins.
+RESOLUTION_DEG = 0.0625
 BINS = round(180 / RESOLUTION_DEG) + 1
 # name: (task, higher is better)
 METRICS: dict[str, tuple[str, bool]] = {
@@ -125,7 +127,9 @@ def _normals(histogram: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _bins_below(limit: float) -> int:
-    return round(limit / RESOLUTION_DEG) - 1
+    bins = limit / RESOLUTION_DEG
+    assert bins.is_integer(), f'{limit} degrees lies within a bin'
+    return int(bins) - 1
 
 
 def collect(
@@ -181,14 +185,15 @@ def _judged(
     frame: int, pred: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray]
 ) -> np.ndarray:
     """Match one frame's boxes to the truth as COCO does; rows as in `FrameFigures`."""
-    regions = truth['boxes'][truth['box_labels'] < 0]
+    true_labels = truth['box_labels']
     rows = []
     for label in np.unique(pred['box_labels']):
         chosen = np.flatnonzero(pred['box_labels'] == label)
         order = chosen[np.argsort(-pred['box_scores'][chosen], kind='stable')]
         order = order[:MOST_DETECTIONS]
         boxes = pred['boxes'][order]
-        things = truth['boxes'][truth['box_labels'] == label]
+        things = truth['boxes'][true_labels == label]
+        regions = truth['boxes'][np.isin(true_labels, (NOT_TOLD_APART, region_of(label)))]
         overlap, _ = _overlaps(boxes, things)
         _, covered = _overlaps(boxes, regions)
         in_region = covered.max(axis=1, initial=0)[:, None] >= IOU_THRESHOLDS

@@ -69,11 +69,6 @@ class Backbone(nn.Module):
         self.std = tuple(std)
         self.channels_last_output = channels_last_output
 
-    @property
-    def single_stage(self) -> bool:
-        """Tell whether all maps come out of one stage."""
-        return len(self.stages) == 1 and len(self.channels) > 1
-
     def run_stage(self, index: int, x: Tensor) -> Tensor | list[Tensor]:
         """Run one stage on the previous stage's raw output (the picture for stage 0)."""
         return self.stages[index](x)
