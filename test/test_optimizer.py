@@ -103,3 +103,13 @@ def test_moving_average_forgets_the_start_and_then_follows_slowly() -> None:
     average.update(layer, 1000)
     assert average.network.weight.item() == pytest.approx(1.1, abs=0.01)
     assert not average.network.weight.requires_grad
+
+
+def test_statistics_of_norms_are_averaged_as_the_weights_are() -> None:
+    norm = nn.BatchNorm2d(1)
+    average = MovingAverage(norm, decay=0.9)
+    norm.running_mean += 1
+    norm.num_batches_tracked += 7
+    average.update(norm, 1000)
+    assert average.network.running_mean.item() == pytest.approx(0.1)
+    assert average.network.num_batches_tracked == 7
