@@ -71,12 +71,13 @@ def perception_node(
         name: given[name] for name in ('transport', 'bundle', 'engine') if given[name]
     }
     own |= {name: is_true(given[name]) for name in ('use_sim_time', 'autostart') if given[name]}
+    own |= parameters or {}
     file = given['params_file'] or str(shared_folder('config') / 'perception.yaml')
     return Node(
         package='mtl_perception',
         executable='perception_node',
         namespace=given['namespace'],
-        parameters=[file, {**own, **(parameters or {})}],
+        parameters=[file, own] if own else [file],
         remappings=list(remappings),
         arguments=['--ros-args', '--log-level', given['log_level']],
         output='screen',
