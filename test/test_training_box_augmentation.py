@@ -87,14 +87,14 @@ def test_a_box_stays_around_its_pixels(
     taken = augment(frame_with('rectangle', box), camera)
     mask = taken['label'] == 3
     if not len(taken['boxes']):
-        edges = np.array(box).reshape(2, 2)
-        assert (
-            mask.sum() <= (LEAST_SHARE + 0.1) * np.ptp(edges, axis=0).prod() * (camera.zoom**2)
-            or min(np.ptp(np.argwhere(mask), axis=0, initial=0)) <= 4
-        )
+        assert min(mask.any(0).sum(), mask.any(1).sum()) <= 4
         return
     np.testing.assert_allclose(taken['boxes'][0], extent(mask), atol=1.01)
-    assert taken['box_labels'].tolist() == [7]
+    whole = np.ptp(np.array(box).reshape(2, 2), axis=0).prod() * camera.zoom**2
+    share = mask.sum() / whole
+    (label,) = taken['box_labels']
+    assert label == 7 if share > LEAST_SHARE + 0.1 else label in (7, region_of(7))
+    assert label == region_of(7) or share > LEAST_SHARE - 0.1
     assert taken['boxes_known'].all() and taken['attributes'].tolist() == [0, 1]
 
 
