@@ -22,15 +22,19 @@ class MovingAverage:
     def update(self, network: nn.Module, step: int) -> None:
         """Move towards the weights of `network` after optimizer step number `step`."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        theirs = network.state_dict()
         followed = []
-        for name, mine in self.network.state_dict().items():
+        for mine, theirs in zip(_tensors(self.network), _tensors(network), strict=True):
             if mine.is_floating_point():
-                followed.append((mine, theirs[name]))
+                followed.append((mine, theirs.detach()))
             else:
-                mine.copy_(theirs[name])
+                mine.copy_(theirs)
         torch._foreach_lerp_(*map(list, zip(*followed, strict=True)), 1 - decay)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the averaged weights and buffers."""
         return self.network.state_dict()
+
+
+def _tensors(network: nn.Module) -> list[Tensor]:
+    """Return each parameter and buffer once, also one that has several names."""
+    return [*network.parameters(), *network.buffers()]

@@ -296,9 +296,9 @@ class SceneOutputs:
         if height <= 0:
             camera.warn(
                 'height',
-                f'{camera.label}: it is {-height:.2f} m below {base!r}, so its height above the '
-                'floor is unknown: set base_frame to a frame on the floor (base_footprint), or '
-                'camera_height',
+                f'{camera.label}: it is {abs(height):.2f} m below {base!r}, so its height above '
+                'the floor is unknown: set base_frame to a frame on the floor (base_footprint), '
+                'or camera_height',
             )
         elif settings.scale != 'off' and not self._height_told:
             self._height_told = True
