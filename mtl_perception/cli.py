@@ -244,7 +244,7 @@ def doctor(
         str | None, typer.Option(help='Image topic that matters; all of the graph if not given.')
     ] = None,
     camera_info: Annotated[
-        str | None, typer.Option(help='Its calibration topic; beside it if not given.')
+        str | None, typer.Option(help='Calibration topic of --image; beside it if not given.')
     ] = None,
     bundle: Annotated[str, typer.Option(help='Model bundle: a folder or a name.')] = 'pvt_v2_b0',
     engine: Annotated[str, typer.Option(help='Engine to open with it.')] = 'auto',
@@ -260,6 +260,9 @@ def doctor(
     """
     from mtl_perception.ros import doctor as program
 
+    if camera_info is not None and image is None:
+        typer.echo('--camera-info belongs to one image topic: name that with --image', err=True)
+        raise typer.Exit(2)
     findings = program.examine(
         image=image,
         camera_info=camera_info,

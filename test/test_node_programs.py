@@ -19,6 +19,7 @@ from sensor_msgs.msg import CompressedImage
 from typer.testing import CliRunner
 
 from mtl_perception.bundle import ModelBundle, nyu13_classes
+from mtl_perception.cli import app
 from mtl_perception.ros import doctor, environment, parameters
 from mtl_perception.ros.doctor import Severity
 from mtl_perception.ros.parameters import CameraSettings, ParameterError, Settings
@@ -66,6 +67,7 @@ def test_a_profile_that_is_not_there_is_told(
     monkeypatch.setenv('FASTDDS_DEFAULT_PROFILES_FILE', '/nowhere/profile.xml')
     assert environment.choose_fastdds_profile() is None
     assert 'names /nowhere/profile.xml, which is not there' in capsys.readouterr().err
+    assert any('/nowhere/profile.xml' in f.text for f in doctor.check_middleware())
 
 
 @pytest.mark.parametrize(('reach', 'profile'), [('LOCALHOST', 'local'), ('SUBNET', 'network')])
@@ -240,11 +242,15 @@ def test_the_doctor_names_what_is_wrong_and_the_fix(
         assert all(bool(f.fix) == (f.severity != Severity.OK) for f in found)
 
 
+def test_the_doctor_asks_whose_calibration_it_is() -> None:
+    result = CliRunner().invoke(app, ['doctor', '--camera-info', '/front/camera_info'])
+    assert result.exit_code == 2
+    assert 'name that with --image' in result.output
+
+
 def test_the_doctors_exit_status_is_the_worst_finding(
     ros_domain: dict[str, str], tmp_path: Path
 ) -> None:
-    from mtl_perception.cli import app
-
     out = tmp_path / 'findings.json'
     result = CliRunner().invoke(
         app, ['doctor', '--bundle', str(tmp_path), '--seconds', '0.5', '--json', str(out)]

@@ -126,9 +126,9 @@ def check_middleware() -> Iterable[Finding]:
 
 
 def _check_fastdds_profile() -> Finding:
-    variable = environment.fastdds_variable()
-    profile = os.environ.get(variable)
-    if not profile:
+    chosen = environment.chosen_fastdds_profile()
+    if chosen is None:
+        variable = environment.fastdds_variable()
         shipped = environment.shared_folder('config') / 'fastdds_network.xml'
         return Finding(
             Severity.WARNING,
@@ -137,7 +137,8 @@ def _check_fastdds_profile() -> Finding:
             'between processes without one (the node chooses one itself)',
             f'export {variable}={shipped} in the shells of the camera and of RViz',
         )
-    if not Path(profile).is_file():
+    variable, profile = chosen
+    if not profile.is_file():
         return Finding(
             Severity.ERROR,
             'middleware',

@@ -36,6 +36,14 @@ def fastdds_variable() -> str:
     return _OLDER_VARIABLE if older else _VARIABLE
 
 
+def chosen_fastdds_profile() -> tuple[str, Path] | None:
+    """Return the variable that names a Fast DDS profile in this process, and what it names."""
+    for variable in (_VARIABLE, _OLDER_VARIABLE):
+        if chosen := os.environ.get(variable):
+            return variable, Path(chosen)
+    return None
+
+
 def choose_fastdds_profile() -> Path | None:
     """Use a shipped Fast DDS profile in this process unless the user has chosen a middleware.
 
@@ -49,16 +57,15 @@ def choose_fastdds_profile() -> Path | None:
     """
     if os.environ.get('RMW_IMPLEMENTATION', 'rmw_fastrtps_cpp') != 'rmw_fastrtps_cpp':
         return None
-    for variable in (_VARIABLE, _OLDER_VARIABLE):
-        chosen = os.environ.get(variable)
-        if chosen and not Path(chosen).is_file():
+    if chosen := chosen_fastdds_profile():
+        variable, profile = chosen
+        if not profile.is_file():
             print(
-                f'{variable} names {chosen}, which is not there: Fast DDS will lose large images; '
-                'name a file, or unset it to have one chosen',
+                f'{variable} names {profile}, which is not there: Fast DDS will lose large '
+                'images; name a file, or unset it to have one chosen',
                 file=sys.stderr,
             )
-        if chosen:
-            return None
+        return None
     local = os.environ.get('ROS_AUTOMATIC_DISCOVERY_RANGE') == 'LOCALHOST'
     profile = shared_folder('config') / f'fastdds_{"local" if local else "network"}.xml'
     os.environ[fastdds_variable()] = str(profile)
