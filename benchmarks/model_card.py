@@ -12,7 +12,7 @@ COMMAND = (
     '--data runs/worlds:test'
 )
 REMARKS = {
-    'nyuv2_288x384:devtest': 'NYUv2 devtest, 323 real rooms; its pictures are JPEG, its depth has '
+    'nyuv2_288x384:devtest': 'NYUv2 devtest, 323 pictures of real rooms, as JPEG; its depth has '
     '39 mm steps',
     'worlds:test': 'rendered rooms never trained on, exact truth',
 }
@@ -38,7 +38,7 @@ def write_card(bundle: ModelBundle, result: dict[str, Any]) -> str:
     figures = result['bundles'][bundle.name]
     network, machine = manifest.network, result['machine']
     height, width = bundle.input_size
-    lines = [f'# {bundle.name}', '', f'{manifest.description}.', '']
+    lines = [f'# {bundle.name}', '', f'{manifest.description.rstrip(".")}.', '']
     lines += _table(
         ('', ''),
         [
@@ -51,10 +51,13 @@ def write_card(bundle: ModelBundle, result: dict[str, Any]) -> str:
     )
     lines += ['', '## Data and licence', '']
     lines += _table(
-        ('trained on', 'frames', 'licence'),
-        [(data.name, data.frames, data.licence) for data in manifest.training.data],
+        ('learnt from', 'frames', 'licence', 'through'),
+        [
+            (data.name, data.frames or '', data.licence, data.through or 'its last training')
+            for data in manifest.training.data
+        ],
     )
-    lines += ['', f'{manifest.training.licence_remark}.', '', '## Figures', '']
+    lines += ['', '## Figures', '']
     lines += ["Float32, LibMTL's definitions, made by", '', f'    {COMMAND}', '']
     lines += _quality(figures)
     for key, document in figures['quality'].items():
@@ -104,10 +107,13 @@ def _headline(document: dict[str, Any]) -> tuple[str, ...]:
         f'{segmentation["pixacc"]:.4f}' if segmentation else '',
         f'{depth["abs_err"]:.4f}' if depth else '',
         f'{depth["rel_err"]:.4f}' if depth else '',
-        f'{normals["mean"]:.1f} / {normals["median"]:.1f} ({normals["source"]})'
-        if normals
-        else '',
+        _normals(normals) if normals else '',
     )
+
+
+def _normals(figures: dict[str, Any]) -> str:
+    fit = '' if figures['source'] == 'file' else f' ({figures["source"]})'
+    return f'{figures["mean"]:.1f} / {figures["median"]:.1f}{fit}'
 
 
 def _by_class(key: str, document: dict[str, Any]) -> list[str]:

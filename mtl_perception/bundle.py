@@ -175,11 +175,18 @@ class NetworkSpec(_Spec):
 
 
 class DataSpec(_Spec):
-    """A data set that the network has seen."""
+    """A data set that the network has learnt from.
+
+    Attributes:
+        frames: how many of its frames; None where they were not counted.
+        through: what stood between: 'start NAME', 'teacher NAME' or 'pre-training of NAME', the
+            nearest first; empty where the network saw the frames itself in its last training.
+    """
 
     name: str
-    frames: int = Field(ge=0)
+    frames: int | None = Field(None, ge=0)
     licence: str
+    through: str = ''
 
 
 class TrainingSpec(_Spec):

@@ -27,7 +27,6 @@ from mtl_perception.bundle import (
     BundleManifest,
     ClassificationSpec,
     ClassSpec,
-    DataSpec,
     DepthSpec,
     DetectionSpec,
     InputSpec,
@@ -39,6 +38,7 @@ from mtl_perception.bundle import (
     TrainingSpec,
     nyu13_classes,
 )
+from mtl_training import lineage
 from mtl_training.calibration import Calibration, calibrate
 from mtl_training.checkpoints import load_checkpoint
 from mtl_training.config import NetworkSettings, TrainingConfig
@@ -340,7 +340,7 @@ def export_bundle(
                 parameters=count_parameters(network),
                 gmacs=round(count_macs(network, size) / 1e9, 3),
             ),
-            training=_training(config, checkpoint, data, calibration, parity),
+            training=_training(config, checkpoint, calibration, parity),
             metrics=tuple(metrics or ()),
         )
         return ModelBundle.write(target, manifest, model)
@@ -432,11 +432,11 @@ def _depth(config: TrainingConfig) -> DepthSpec | None:
 def _training(
     config: TrainingConfig,
     checkpoint: Path,
-    data: Any,
     calibration: Calibration | None,
     parity: Parity,
 ) -> TrainingSpec:
-    position = load_checkpoint(checkpoint).values['position']
+    stored = load_checkpoint(checkpoint)
+    position = stored.values['position']
     recipe = config.model_dump(mode='json', exclude={'data': {'cache'}, 'threads': True})
     for source in recipe['data']['sources']:
         source.pop('path')
@@ -445,14 +445,10 @@ def _training(
     if calibration is not None:
         recipe['calibration'] = asdict(calibration)
     recipe['export_parity'] = asdict(parity)
-    sources = [
-        DataSpec(name=source.name, frames=len(subset), licence=source.licence)
-        for source, subset in zip(config.data.sources, data.train, strict=True)
-    ]
-    remark = 'The weights were trained on: ' + '; '.join(
-        f'{source.name} ({source.licence})' for source in config.data.sources
+    learnt_from = lineage.of_checkpoint(stored)
+    return TrainingSpec(
+        data=learnt_from, licence_remark=lineage.remark(learnt_from), recipe=recipe
     )
-    return TrainingSpec(data=tuple(sources), licence_remark=remark, recipe=recipe)
 
 
 def _describe(config: TrainingConfig) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtl_perception.bundle import ModelBundle
+from mtl_perception.bundle import DataSpec, ModelBundle
+from mtl_training import lineage
 from mtl_training.bundle_weights import load_bundle_weights, trained_network
 from mtl_training.checkpoints import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from mtl_training.config import NetworkSettings, TrainingConfig, parse_config
@@ -37,6 +38,7 @@ class RunState:
     Attributes:
         parts: modules with state by name; 'network' is among them.
         average: the averaged network, where the run keeps one.
+        learnt_from: the data sets that the weights owe something to (see `lineage`).
     """
 
     folder: Path
@@ -44,6 +46,7 @@ class RunState:
     parts: nn.ModuleDict
     optimizer: torch.optim.Optimizer
     average: MovingAverage | None
+    learnt_from: tuple[DataSpec, ...] = ()
     position: Position = field(default_factory=Position)
 
     @property
@@ -68,6 +71,7 @@ class RunState:
         values = {
             'config': self.config.model_dump(mode='json'),
             'position': asdict(self.position),
+            'learnt_from': [spec.model_dump() for spec in self.learnt_from],
         }
         save_checkpoint(self.folder, name, Checkpoint(tensors, values))
 
@@ -87,6 +91,7 @@ class RunState:
             load_weights(self.average.network, checkpoint.part('average'), path)
         load_optimizer_tensors(self.optimizer, checkpoint.part('optimizer'))
         self.position = Position(**checkpoint.values['position'])
+        self.learnt_from = lineage.of_checkpoint(checkpoint)
 
     def start_from(self, path: Path, pictures: Iterable[Tensor]) -> list[str]:
         """Take over the weights of another run's checkpoint or of a bundle, nothing else.

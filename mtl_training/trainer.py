@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from mtl_training import lineage
 from mtl_training.balancing import Balancer, build_balancer
 from mtl_training.config import TrainingConfig
 from mtl_training.data import open_together, vocabulary_of
@@ -112,7 +113,8 @@ def train(
         processes.rank,
         processes.count,
     )
-    state = RunState(folder, config, parts, optimizer, average)
+    learnt_from = lineage.learnt_from(config, [len(part) for part in data.train], start_from)
+    state = RunState(folder, config, parts, optimizer, average, learnt_from)
     if resume:
         state.restore()
     elif (folder / 'last.json').exists():

@@ -16,6 +16,7 @@ from training_parts import tiny_config, write_pictures  # noqa: E402
 
 from mtl_perception.bundle import ModelBundle  # noqa: E402
 from mtl_perception.engines import open_engine  # noqa: E402
+from mtl_training import lineage  # noqa: E402
 from mtl_training.bundle_weights import load_bundle_weights, trained_network  # noqa: E402
 from mtl_training.calibration import expected_calibration_error  # noqa: E402
 from mtl_training.checkpoints import CheckpointError  # noqa: E402
@@ -94,7 +95,8 @@ def test_bundle_says_what_it_is(bundle: ModelBundle, run: Path) -> None:
     manifest = bundle.manifest
     assert manifest.tasks == ('segmentation', 'depth', 'normals')
     assert manifest.depth.focal_length_px == 60.0
-    assert [data.frames for data in manifest.training.data] == [6]
+    (learnt,) = manifest.training.data
+    assert (learnt.frames, learnt.through) == (6, '')
     assert manifest.training.recipe['steps_done'] == 30
     network, _ = load_network(run / 'last.json')
     assert manifest.network.parameters == sum(p.numel() for p in network.parameters())
@@ -212,6 +214,30 @@ def test_a_training_can_start_from_a_bundle(
     for (name, a), b in zip(exported.named_parameters(), begun.parameters(), strict=True):
         if name.partition('.')[0] not in fused:
             assert torch.allclose(a, b, rtol=2e-3, atol=1e-4), name
+
+
+def test_a_network_names_what_it_owes_to_its_start_and_its_teacher(
+    run: Path, bundle: ModelBundle
+) -> None:
+    config = load_config('fine_tune', ['distillation={teacher: efficientnet_lite0, outputs: 1.0}'])
+    for start in (bundle.path, run / 'last.json'):
+        specs = lineage.learnt_from(config, [17], start)
+        assert [(spec.name, spec.frames, spec.through) for spec in specs[:2]] == [
+            ('mine', 17, ''),
+            ('boxes', 6, f'start {"run" if start.suffix else bundle.name}'),
+        ]
+        taught = {spec.name: spec.through for spec in specs[2:]}
+        assert taught['nyuv2'] == 'teacher efficientnet_lite0'
+        assert taught['imagenet'].endswith(', pre-training of tf_efficientnet_lite0')
+        assert 'NYU Depth V2' in lineage.remark(specs)
+
+
+def test_weights_of_imagenet_are_named_unless_the_start_replaces_them(bundle: ModelBundle) -> None:
+    config = load_config('efficientnet_lite0')
+    frames = [1] * len(config.data.sources)
+    for start, names in ((None, ['imagenet']), (bundle.path, [])):
+        learnt = lineage.learnt_from(config, frames, start)
+        assert [spec.name for spec in learnt if 'pre-training' in spec.through] == names
 
 
 def test_the_shipped_bundle_is_a_start_for_fine_tuning(tmp_path: Path) -> None:
