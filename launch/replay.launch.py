@@ -25,8 +25,8 @@ from mtl_perception.ros.launching import describe, is_true
 
 ARGUMENTS = {
     'bag': (None, 'Recording (rosbag2) or folder of pictures.'),
-    'image': ('/camera/image', 'Image topic of the recording.'),
-    'transport': ('compressed', 'raw or compressed, as the recording has it.'),
+    'image': ('/camera/image', 'Image topic of the recording; folders play to /camera/image.'),
+    'transport': ('compressed', 'raw or compressed, as the recording has it; folders play both.'),
     'rate': ('1.0', '2 plays twice as fast.'),
     'loop': ('true', 'Start again at the end; false ends everything there.'),
     'bundle': ('', 'Model bundle; empty: as in the parameter file.'),
@@ -45,6 +45,8 @@ def start(given: Mapping[str, str]) -> list[LaunchDescriptionEntity]:
     )
     # The node has to be there before the first frame; loading it takes some seconds.
     arguments = [given['bag'], '--rate', given['rate'], '--wait', '60']
+    if given['transport']:
+        arguments += ['--transport', given['transport']]
     if is_true(given['loop']):
         arguments.append('--loop')
     # Not a Node action, which would add ROS arguments: the player is an ordinary program.

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from mtl_perception import engine_cli
+
+if TYPE_CHECKING:
+    from mtl_perception.evaluation.run import Settings
 
 app = typer.Typer(
     help='Segmentation, metric depth and surface normals from one camera, over ROS 2.',
@@ -47,7 +50,9 @@ def play(
     k: Annotated[
         str | None, typer.Option('--k', '--K', help='fx,fy,cx,cy in pixels, instead of a file.')
     ] = None,
-    wait: Annotated[float, typer.Option(help='Wait that many seconds for a subscriber.')] = 0.0,
+    wait: Annotated[
+        float, typer.Option(help='Wait that many seconds for a subscriber of any camera.')
+    ] = 0.0,
     reliability: Annotated[
         Literal['auto', 'reliable', 'best_effort'],
         typer.Option(help='Offered reliability; auto: as recorded.'),
@@ -59,6 +64,12 @@ def play(
         typer.Option(help="How a folder's pictures travel; compressed: the files' own bytes."),
     ] = 'raw',
     limit: Annotated[int, typer.Option(min=0, help='Pictures to play; 0: all.')] = 0,
+    topics: Annotated[
+        str, typer.Option(help='Play only these topics, with commas between them.')
+    ] = '',
+    all_topics: Annotated[
+        bool, typer.Option('--all-topics', help='Also play what a perception node published.')
+    ] = False,
     quiet: Annotated[bool, typer.Option('--quiet', help='Print errors only.')] = False,
 ) -> None:
     """Publish a recording or a folder as a camera would: images, camera_info, ground truth.
@@ -86,6 +97,8 @@ def play(
             fps=fps,
             transport=transport,
             limit=limit,
+            topics=tuple(name.strip() for name in topics.split(',') if name.strip()),
+            all_topics=all_topics,
             camera_info=camera_info,
             k=k,
             quiet=quiet,
@@ -181,6 +194,10 @@ def evaluate(
         float, typer.Option(min=0, help='Seconds that stamps of one moment may differ.')
     ] = 0.02,
     limit: Annotated[int, typer.Option(min=0, help='Frames of each recording; 0: all.')] = 0,
+    rotate: Annotated[
+        Literal['0', '90', '180', '270'],
+        typer.Option(help="Clockwise turn that makes the pictures upright, the node's rotate."),
+    ] = '0',
     workers: Annotated[int, typer.Option(min=1, help='Processes for a folder of bags.')] = 1,
     ray: Annotated[
         str | None, typer.Option(help="Address of a Ray cluster for a folder of bags, or 'auto'.")
@@ -214,8 +231,9 @@ def evaluate(
                 tolerance_s=tolerance,
                 limit=limit,
                 gallery=report is not None,
+                rotate=int(rotate),
             )
-            shown = _replay_live(paths[0], bundle, split, limit) if live else None
+            shown = _replay_live(paths[0], settings) if live else None
             code = command.evaluate(
                 paths[0],
                 settings,
@@ -231,11 +249,23 @@ def evaluate(
     raise typer.Exit(code)
 
 
-def _replay_live(path: Path, bundle: str, split: str | None, limit: int) -> dict[str, Any]:
+def _replay_live(path: Path, settings: Settings) -> dict[str, Any]:
     """Return what a robot would have seen: latency and drops of the real node, over DDS."""
     from mtl_perception.ros.live import replay_live
 
-    return replay_live(path, bundle, split=split, limit=limit).summary()
+    topics = settings.topics
+    parameters: dict[str, object] = {'rotate': settings.rotate}
+    if topics.camera_info:
+        parameters['camera_info_topic'] = topics.camera_info
+    result = replay_live(
+        path,
+        settings.bundle,
+        split=settings.split,
+        limit=settings.limit,
+        images=topics.image,
+        parameters=parameters,
+    )
+    return result.summary()
 
 
 @app.command()

@@ -63,7 +63,7 @@ class LabelledFrame:
     Attributes:
         id: the file name without its suffix.
         rgb: uint8 [H, W, 3].
-        label: uint8 [H, W], class 0..12, 255 = unlabelled.
+        label: uint8 [H, W], class id, 255 = unlabelled.
         depth: float32 [H, W], metres along the optical axis, 0 = invalid.
         normal: float32 [H, W, 3], unit, optical frame, towards the camera; (0, 0, 0) = invalid.
         intrinsics: of all of these pictures.
@@ -192,6 +192,7 @@ class PictureFolder:
         split: a folder in it, such as 'train' or 'devtest'.
         want: the truths to read, of 'label', 'depth', 'normal', 'boxes', 'attributes'. Normals
             without files are derived from depth when a frame is read.
+        num_classes: labels are 0..num_classes-1 or 255.
 
     Attributes:
         box_classes: what `LabelledFrame.box_labels` index.
@@ -207,8 +208,15 @@ class PictureFolder:
         AttributeSpec(name='room', kind='single', classes=ROOMS),
     )
 
-    def __init__(self, root: str | Path, split: str, want: Collection[str] = TRUTHS) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        want: Collection[str] = TRUTHS,
+        num_classes: int = NUM_CLASSES,
+    ) -> None:
         self.root, self.split = Path(root), split
+        self.num_classes = num_classes
         self.folder = self.root / split
         if not self.folder.is_dir():
             raise DatasetError(f'{self.folder} does not exist: expected a folder with rgb/ in it')
@@ -371,9 +379,10 @@ class PictureFolder:
         types = (np.uint8, np.uint16) if name == 'depth' else (np.uint8,)
         if pixels.dtype not in types:
             raise DatasetError(f'{path}: {pixels.dtype}, expected {types[0].__name__}')
-        if name == 'label' and (wrong := (pixels >= NUM_CLASSES) & (pixels != IGNORE)).any():
+        if name == 'label' and (wrong := (pixels >= self.num_classes) & (pixels != IGNORE)).any():
             raise DatasetError(
-                f'{path}: label {int(pixels[wrong][0])}, expected 0..{NUM_CLASSES - 1} or {IGNORE}'
+                f'{path}: label {int(pixels[wrong][0])}, expected 0..{self.num_classes - 1} or '
+                f'{IGNORE} (num_classes is {self.num_classes})'
             )
         return pixels
 

@@ -64,6 +64,8 @@ class CameraFrame:
         intrinsics: of `pixels`, or None when the camera is not calibrated.
         stamp_ns: header stamp in nanoseconds.
         frame_id: optical frame of the camera.
+        valid: uint8 [H, W], 0 where the picture shows nothing of the surroundings: beyond the
+            lens after rectification, or the robot itself; None: all of it is valid.
     """
 
     pixels: np.ndarray
@@ -71,6 +73,7 @@ class CameraFrame:
     intrinsics: Intrinsics | None = None
     stamp_ns: int = 0
     frame_id: str = ''
+    valid: np.ndarray | None = None
 
 
 @dataclass
@@ -78,7 +81,8 @@ class Prediction:
     """What the network says about one frame, in the camera's optical frame.
 
     Attributes:
-        label: uint8 [H, W], class index; None when the bundle has no segmentation.
+        label: uint8 [H, W], class index, 255 where the frame is not valid; None when the bundle
+            has no segmentation.
         confidence: uint8 [H, W], softmax maximum x 255.
         depth: float32 [H, W], metres along the optical axis; NaN where invalid.
         normal: float32 [H, W, 3], unit vectors towards the camera.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from time import perf_counter
 from typing import Literal
 
@@ -16,7 +17,9 @@ from .engines._interface import Size, check_size
 from .frames import CameraFrame, Prediction
 from .letterbox import Layout, Letterbox, Scratch, auto_size, fit
 
-_MAPS = frozenset({'label', 'confidence', 'depth', 'normal'})
+_NOTHING = {'label': 255, 'confidence': 0, 'depth': np.nan, 'normal': np.nan}
+_MAPS = frozenset(_NOTHING)
+_NO_TIME = {'prepare': 0.0, 'infer': 0.0, 'post': 0.0}
 _BOXES = frozenset({'boxes', 'box_scores', 'box_labels'})
 
 
@@ -96,6 +99,7 @@ class Perceiver:
         self._layouts: dict[Size, Layout] = {}
         self._letterbox = Letterbox()
         self._scratch = Scratch()
+        self._hidden: dict[Size, tuple[np.ndarray, np.ndarray]] = {}
 
     @property
     def bundle(self) -> ModelBundle:
@@ -154,13 +158,19 @@ class Perceiver:
             outputs: as for `perceive`.
 
         Returns:
-            One prediction per frame, in order. `timings_ms` are those of the frame's call.
+            One prediction per frame, in order. `timings_ms` are those of the frame's call. Where
+            nothing is wanted the network does not run.
 
         Raises:
             EncodingError: a frame's pixels do not fit their encoding; none is predicted then.
             EngineError: the runtime failed.
         """
         layouts = [self.layout(picture_size(f.pixels, f.encoding)) for f in frames]
+        if outputs is not None and not self._known(outputs):
+            return [
+                replace(self._finish({}, frame, layout, 0), timings_ms=dict(_NO_TIME))
+                for frame, layout in zip(frames, layouts, strict=True)
+            ]
         groups: dict[Size, list[int]] = {}
         for index, layout in enumerate(layouts):
             groups.setdefault(layout.network, []).append(index)
@@ -220,6 +230,8 @@ class Perceiver:
                 name: self._enlarge(name, array, layout, slot) for name, array in arrays.items()
             }
             intrinsics = frame.intrinsics
+        if frame.valid is not None:
+            self._hide(arrays, frame.valid, size)
         return Prediction(
             **arrays,
             **things,
@@ -227,6 +239,15 @@ class Perceiver:
             intrinsics=intrinsics,
             depth_calibrated=calibrated,
         )
+
+    def _hide(self, arrays: dict[str, np.ndarray], valid: np.ndarray, size: Size) -> None:
+        """Say in place that nothing is known where the frame shows nothing."""
+        kept = self._hidden.get(size)
+        if kept is None or kept[0] is not valid:
+            resized = cv2.resize(valid, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+            kept = self._hidden[size] = (valid, resized == 0)
+        for name, array in arrays.items():
+            array[kept[1]] = _NOTHING[name]
 
     def _enlarge(self, name: str, array: np.ndarray, layout: Layout, slot: int) -> np.ndarray:
         """Resize an output to the camera's picture."""

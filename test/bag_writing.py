@@ -123,17 +123,28 @@ class BagSink:
         self.compressed(topic, head + data.tobytes(), format, stamp_ns, **kwargs)
 
     def camera_info(
-        self, topic: str, stamp_ns: int, k: tuple[float, ...] = K, size: tuple[int, int] = SIZE
+        self,
+        topic: str,
+        stamp_ns: int,
+        k: tuple[float, ...] = K,
+        size: tuple[int, int] = SIZE,
+        *,
+        d: tuple[float, ...] = (0.0,) * 5,
+        p: tuple[float, ...] = (0.0,) * 12,
+        binning: int = 0,
+        region: tuple[int, int, int, int] = (0, 0, 0, 0),
     ) -> None:
+        """Write a camera_info; `region` is x, y, width and height on a sensor of `size`."""
         types = self.store.types
+        x, y, width, height = region
         roi = types['sensor_msgs/msg/RegionOfInterest'](
-            x_offset=0, y_offset=0, height=0, width=0, do_rectify=False
+            x_offset=x, y_offset=y, height=height, width=width, do_rectify=False
         )
         arrays = {
-            'd': np.zeros(5),
+            'd': np.array(d),
             'k': np.array(k, np.float64),
             'r': np.eye(3).ravel(),
-            'p': np.zeros(12),
+            'p': np.array(p),
         }
         if self.ros1:
             arrays = {name.upper(): array for name, array in arrays.items()}
@@ -142,17 +153,24 @@ class BagSink:
             height=size[0],
             width=size[1],
             distortion_model='plumb_bob',
-            binning_x=0,
-            binning_y=0,
+            binning_x=binning,
+            binning_y=binning,
             roi=roi,
             **arrays,
         )
         self.write(topic, 'sensor_msgs/msg/CameraInfo', stamp_ns, message)
 
-    def transform(self, x: float, stamp_ns: int, child: str = 'camera') -> None:
+    def transform(
+        self,
+        x: float,
+        stamp_ns: int,
+        child: str = 'camera',
+        parent: str = 'map',
+        topic: str = '/tf',
+    ) -> None:
         types = self.store.types
         stamped = types['geometry_msgs/msg/TransformStamped'](
-            header=self.header(stamp_ns, 'map'),
+            header=self.header(stamp_ns, parent),
             child_frame_id=child,
             transform=types['geometry_msgs/msg/Transform'](
                 translation=types['geometry_msgs/msg/Vector3'](x=x, y=0.0, z=0.0),
@@ -160,7 +178,13 @@ class BagSink:
             ),
         )
         message = types['tf2_msgs/msg/TFMessage'](transforms=[stamped])
-        self.write('/tf', 'tf2_msgs/msg/TFMessage', stamp_ns, message)
+        self.write(topic, 'tf2_msgs/msg/TFMessage', stamp_ns, message)
+
+    def diagnostics(self, stamp_ns: int) -> None:
+        message = self.store.types['diagnostic_msgs/msg/DiagnosticArray'](
+            header=self.header(stamp_ns, ''), status=[]
+        )
+        self.write('/diagnostics', 'diagnostic_msgs/msg/DiagnosticArray', stamp_ns, message)
 
     def frame(
         self,

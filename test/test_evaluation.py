@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import jsonschema
 import numpy as np
+import onnx
 import pytest
 from bag_writing import (
     IMAGE,
@@ -27,6 +28,8 @@ from bag_writing import (
     scene,
     write_bag,
 )
+from onnx import numpy_helper
+from tiny_graph import tiny_manifest, tiny_model
 from typer.testing import CliRunner
 
 from mtl_perception.bundle import ModelBundle
@@ -51,6 +54,7 @@ from mtl_perception.evaluation.temporal import Seen, TemporalConsistency
 from mtl_perception.frames import CameraFrame, Intrinsics, Prediction
 from mtl_perception.geometry.normals import normals_from_depth
 from mtl_perception.metrics import MultiTaskMetrics
+from mtl_perception.orientation import turn_image, turn_intrinsics, turn_normals
 from mtl_perception.recordings import RecordedFrame, TopicChoice, Truth, open_recording
 from mtl_perception.recordings._storage import Bag
 
@@ -449,6 +453,45 @@ def test_truth_of_twice_the_size_is_used(evaluate: Evaluate, tmp_path: Path) -> 
     assert large['segmentation'] == same['segmentation']
 
 
+@pytest.mark.parametrize('degrees', [90, 180, 270])
+def test_a_camera_on_its_side_is_as_good_as_an_upright_one(
+    settings: Settings, tmp_path: Path, degrees: int
+) -> None:
+    model = tiny_model()
+    bias = next(array for array in model.graph.initializer if array.name == 'lean_bias')
+    # To the right in any picture, so that it matters which way up that is.
+    bias.CopyFrom(numpy_helper.from_array(np.array([0.5, 0, -1], np.float32), bias.name))
+    onnx.save(model, tmp_path / 'model.onnx')
+    bundle = ModelBundle.write(tmp_path / 'leaning', tiny_manifest(), tmp_path / 'model.onnx')
+    settings = replace(settings, bundle=str(bundle.path))
+    perceiver = settings.open()
+
+    def evaluated(turned: int, rotate: int) -> list[float]:
+        camera, path = turn_intrinsics(CAMERA, turned), tmp_path / f'{turned} {rotate}'
+        with bag_sink(path) as sink:
+            for index in range(3):
+                stamp, shown = START_NS + index * PERIOD_NS, scene(index)
+                right = np.full((*SIZE, 3), (0.6, 0, -0.8), np.float32)
+                k, size = tuple(camera.matrix.ravel()), (camera.height, camera.width)
+                sink.camera_info('/camera/camera_info', stamp, k, size)
+                for topic, pixels, encoding in (
+                    (IMAGE, turn_image(shown.rgb, turned), 'rgb8'),
+                    ('/ground_truth/label', turn_image(shown.label, turned), 'mono8'),
+                    ('/ground_truth/depth', turn_image(shown.depth_mm, turned), '16UC1'),
+                    ('/ground_truth/normals', turn_normals(right, turned), '32FC3'),
+                ):
+                    sink.image(topic, pixels, encoding, stamp)
+        how = replace(settings, rotate=rotate)
+        shard = evaluate_recording(path, how, perceiver, tmp_path / f'{turned} {rotate}.shard')
+        results = combine([shard], bundle).results
+        figures = (('segmentation', 'miou'), ('depth', 'abs_err'), ('normals', 'mean'))
+        return [results[task][name] for task, name in figures]
+
+    upright = evaluated(0, 0)
+    assert evaluated(-degrees, degrees) == pytest.approx(upright, rel=1e-4)
+    assert abs(evaluated(-degrees, 0)[-1] - upright[-1]) > 5
+
+
 def test_two_cameras_have_their_own_figures_and_common_ones(
     evaluate: Evaluate, tmp_path: Path
 ) -> None:
@@ -465,6 +508,25 @@ def test_two_cameras_have_their_own_figures_and_common_ones(
     front, rear = document['cameras'].values()
     assert front['frames'] == 4
     assert front['segmentation'] == rear['segmentation'] == document['segmentation']
+
+
+def test_each_camera_shows_its_own_pictures_in_the_gallery(
+    settings: Settings, tmp_path: Path
+) -> None:
+    grey = {'front': 60, 'rear': 200}
+    with bag_sink(tmp_path / 'bag') as sink:
+        for index in range(4):
+            for name, level in grey.items():
+                rgb = np.full_like(scene(index).rgb, level)
+                sink.image(f'/{name}/image', rgb, 'rgb8', START_NS + index * PERIOD_NS)
+    perceiver = settings.open()
+    shard = evaluate_recording(tmp_path / 'bag', settings, perceiver, tmp_path / 'shard')
+    shown = [frame for _, frame in combine([shard], perceiver.bundle).gallery()]
+    cameras = [frame.id.split('/')[1] for frame in shown]
+    assert set(cameras) == set(grey)
+    for name, frame in zip(cameras, shown, strict=True):
+        seen = cv2.imdecode(np.frombuffer(frame.pictures['camera'], np.uint8), cv2.IMREAD_COLOR)
+        assert seen.mean() == pytest.approx(grey[name], abs=2)
 
 
 @pytest.mark.parametrize('content', [b'', b'no bag'])

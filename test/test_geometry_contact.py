@@ -73,6 +73,21 @@ def test_a_box_that_is_thought_too_far_comes_back_to_where_it_stands(wrong, seam
     assert np.mean(np.abs(after - 1) < 0.06) > 0.85
 
 
+def test_a_hidden_bumper_pulls_nothing_nearer():
+    """Rows that show the robot itself say nothing of where a wall behind them meets the floor."""
+    wall = Box((1.0, -2.0, 0.0), (1.4, 2.0, 2.0))
+    view = render(camera_pose(HEIGHT, 10), CAMERA, (wall,))
+    # The floor before the wall and all else in these rows is hidden by the robot.
+    hidden = np.flatnonzero((view.prediction.label == FLOOR).any(axis=1))[0]
+    depth = view.prediction.depth.copy()
+    depth[hidden:] = np.nan
+    label = view.prediction.label.copy()
+    label[hidden:] = 255
+    masked = replace(view, prediction=replace(view.prediction, label=label))
+    front = (view.thing == 0) & np.isfinite(depth)
+    assert np.median(factors(masked, depth)[front]) == pytest.approx(1.0, abs=0.05)
+
+
 def test_what_is_thought_too_near_goes_back_a_little_only():
     box = Box((1.5, -0.3, 0.0), (1.9, 0.3, 0.7))
     view = render(camera_pose(HEIGHT, 22), CAMERA, (box,))

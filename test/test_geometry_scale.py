@@ -94,8 +94,26 @@ def test_without_a_floor_the_last_scale_is_kept_and_grows_unsure():
     second = geometry.update(blind, time_s=2.0, outputs={'floor'})
     assert second.floor.plane is None
     assert second.scale_applied
-    assert second.scale.scale == pytest.approx(first.scale.scale)
+    assert second.scale.scale == pytest.approx(first.scale.scale, rel=0.01)
     assert second.scale.std > first.scale.std
+
+
+def test_what_was_seen_long_ago_fades_into_the_networks_own_scale():
+    follow = ScaleFilter()
+    for second in range(60):
+        seen = follow.update(ScaleObservation(1.4, 0.05, 'test'), float(second))
+    assert seen.scale == pytest.approx(1.4, rel=0.02)
+    scales, relative = [seen.scale], []
+    for second in range(60, 1600):
+        state = follow.update(None, float(second))
+        scales.append(state.scale)
+        relative.append(state.std / state.scale)
+    # No jump, and never less certain than before anything was seen.
+    assert max(a - b for a, b in itertools.pairwise(scales)) < 0.005
+    assert all(a > b for a, b in itertools.pairwise(scales))
+    assert max(relative) <= follow.config.prior_std
+    assert scales[100] > 1.2
+    assert scales[-1] == pytest.approx(1.0, abs=0.01)
 
 
 def test_wrong_settings_are_refused():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from bag_writing import PERIOD_NS, bag_sink, scene
+from typer.testing import CliRunner
 
+from mtl_perception.cli import app
 from mtl_perception.datasets import PictureFolder
 from mtl_perception.engines import open_engine
 from mtl_perception.frames import CameraFrame
@@ -88,6 +92,50 @@ def test_what_the_node_publishes_is_what_the_perceiver_says(nyuv2, tiny_bundle):
 def test_the_limit_shortens_the_replay_of_a_bag(room_bag, tiny_bundle):
     result = replay_live(room_bag, tiny_bundle.path, limit=5, in_step=True, parameters=EXACT)
     assert (result.frames_in, result.frames_out) == (5, 5)
+
+
+@pytest.mark.parametrize(
+    ('images', 'topic'),
+    [((), '/camera/color/image_raw'), (('/camera/infra1/image',), '/camera/infra1/image')],
+)
+def test_the_node_gets_its_camera_beside_other_pictures(tmp_path, tiny_bundle, images, topic):
+    with bag_sink(tmp_path / 'bag') as sink:
+        for index in range(5):
+            stamp, shown = START_NS + index * PERIOD_NS, scene(index)
+            sink.image('/camera/infra1/image', shown.label, 'mono8', stamp)
+            sink.png('/camera/color/image_raw/compressed', shown.rgb, stamp)
+            sink.image('/camera/color/image_raw', shown.rgb, 'rgb8', stamp)
+            # As if it were what the node has to say of the pictures that are played now.
+            sink.image('/perception/segmentation/mask', shown.label, 'mono8', stamp)
+    played, frames = [], []
+    result = replay_live(
+        tmp_path / 'bag',
+        tiny_bundle.path,
+        images=images,
+        in_step=True,
+        parameters=EXACT,
+        on_frame=frames.append,
+        on_picture=played.append,
+    )
+    assert (result.frames_in, result.frames_out, result.dropped) == (5, 5, {})
+    assert {frame.recorded.topic for frame in frames} == {topic}
+    assert '/perception/segmentation/mask' not in {picture.topic for picture in played}
+
+
+def test_evaluate_plays_the_camera_that_it_evaluates(tmp_path, tiny_bundle):
+    with bag_sink(tmp_path / 'bag') as sink:
+        for index in range(4):
+            stamp = START_NS + index * PERIOD_NS
+            sink.image('/front/image', scene(index).rgb, 'rgb8', stamp)
+            if index % 2:
+                sink.image('/rear/image', scene(index).rgb, 'rgb8', stamp)
+    target = tmp_path / 'results.json'
+    arguments = ['--live', '--image', '/rear/image', '--rotate', '180', '--quiet']
+    command = ['evaluate', str(tmp_path / 'bag'), '--bundle', str(tiny_bundle.path), *arguments]
+    result = CliRunner().invoke(app, [*command, '--json', str(target)])
+    assert result.exit_code == 0, result.output
+    document = json.loads(target.read_text())
+    assert document['frames'] == document['live']['frames_in'] == 2
 
 
 def test_pictures_that_come_too_fast_are_counted(sequence, tiny_bundle):

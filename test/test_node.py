@@ -30,6 +30,7 @@ from std_srvs.srv import SetBool
 from mtl_perception.bundle import ModelBundle
 from mtl_perception.datasets import PictureFolder
 from mtl_perception.engines import open_engine
+from mtl_perception.engines.onnxruntime import OnnxRuntimeEngine
 from mtl_perception.frames import CameraFrame, Intrinsics, Prediction
 from mtl_perception.msg import PerceptionStatus
 from mtl_perception.perceiver import Perceiver
@@ -87,6 +88,7 @@ def test_every_output_follows_the_contract(rig: Rig, tiny_bundle: ModelBundle) -
 
 
 def test_the_status_tells_what_was_done(rig: Rig) -> None:
+    rig.collect('/perception/depth/image', Image)
     rig.calibrate(camera_info())
     status = rig.perceive(image_message(textured()))
     assert (status.bundle, status.engine, status.precision) == ('tiny', 'onnxruntime', 'float32')
@@ -99,6 +101,55 @@ def test_the_status_tells_what_was_done(rig: Rig) -> None:
     assert min(stages) > 0
     assert status.latency_ms > status.infer_ms
     assert status.memory_mib > 10
+
+
+def test_the_network_rests_while_nobody_listens(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.calibrate(camera_info())
+    with monkeypatch.context() as patched:
+        patched.setattr(OnnxRuntimeEngine, 'infer', None)  # would fail
+        status = rig.perceive(image_message(textured()))
+    assert status.health == Health.OK and status.depth_calibrated
+    assert (status.published, list(status.dropped), status.infer_ms) == (1, [], 0.0)
+    assert (status.output_width, status.output_height) == (64, 48)
+
+
+def test_pictures_come_compressed_on_request(rig: Rig) -> None:
+    topics = ('segmentation/mask', 'segmentation/color', 'segmentation/overlay', 'depth/color')
+    for topic in topics:
+        rig.collect(f'/perception/{topic}', Image)
+        rig.collect(f'/perception/{topic}/compressed', CompressedImage)
+    rig.calibrate(camera_info())
+    stamp = rig.send(image_message(textured()))
+    for topic in topics:
+        plain = pixels_of(rig.wait_for(f'/perception/{topic}', stamp))
+        message = rig.wait_for(f'/perception/{topic}/compressed', stamp)
+        found = cv2.imdecode(np.frombuffer(message.data, np.uint8), cv2.IMREAD_UNCHANGED)
+        found = found[..., ::-1] if found.ndim == 3 else found
+        assert found.shape == plain.shape
+        off = np.abs(found.astype(int) - plain).mean()
+        assert off < 8 if 'jpeg' in message.format else off == 0, topic
+
+
+def test_a_compressed_topic_alone_is_reason_enough(rig: Rig) -> None:
+    rig.collect('/perception/depth/color/compressed', CompressedImage)
+    stamp = rig.send(image_message(textured()))
+    message = rig.wait_for('/perception/depth/color/compressed', stamp)
+    assert message.format == 'rgb8; jpeg compressed bgr8'
+    assert len(message.data) < 64 * 48 * 3
+
+
+def test_what_the_engines_say_reaches_the_nodes_log(tiny_bundle: ModelBundle) -> None:
+    with node_of(tiny_bundle, engine='auto') as rig:
+        log = rig.log()
+        rig.wait(lambda: any('TensorRT is not taken' in entry.msg for entry in log), 'reason')
+
+
+def test_a_slip_in_a_parameters_name_is_told(tiny_bundle: ModelBundle) -> None:
+    with node_of(tiny_bundle, camera_hight=0.6, wheels=4) as rig:
+        log = rig.log()
+        rig.wait(lambda: any('parameter wheels' in entry.msg for entry in log), 'warning')
+    said = next(entry.msg for entry in log if 'camera_hight' in entry.msg)
+    assert 'is camera_height meant?' in said
 
 
 @pytest.mark.parametrize('output', ['segmentation', 'depth', 'normals'])

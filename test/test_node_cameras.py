@@ -9,6 +9,7 @@ import threading
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticStatus
@@ -17,6 +18,8 @@ from node_rig import (
     camera_info,
     image_message,
     node_of,
+    pixels_of,
+    predict,
     textured,
 )
 from rclpy.subscription import Subscription
@@ -264,6 +267,44 @@ def test_frames_of_several_cameras_share_an_inference(
         rig.wait(have_shared, 'inference of two frames')
     assert [status.camera for status in statuses] == ['front', 'rear']
     assert all(status.depth_calibrated for status in statuses)
+
+
+def test_frames_that_fail_together_are_each_their_own_cameras(
+    tiny_bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, sizes = hold_inference(monkeypatch)
+    gate.set()
+    held = Perceiver.perceive_batch
+
+    def single_only(self: Perceiver, frames: Any, outputs: Any = None) -> list[Prediction]:
+        found = held(self, frames, outputs)
+        if len(frames) > 1:
+            raise EngineError('one by one, please')
+        return found
+
+    monkeypatch.setattr(Perceiver, 'perceive_batch', single_only)
+    pictures = {'front': textured(seed=1), 'rear': textured(seed=2)}
+    with two_cameras(tiny_bundle, batch_deadline=0.5) as rig:
+        for name in pictures:
+            rig.calibrate(camera_info(), f'/{name}/camera_info')
+            rig.publisher(f'/{name}/image', Image)
+            rig.collect(f'/perception/{name}/depth/image', Image)
+        depths: dict[str, np.ndarray] = {}
+
+        def have_shared() -> bool:
+            stamps = {
+                name: rig.send(image_message(pixels), f'/{name}/image')
+                for name, pixels in pictures.items()
+            }
+            for name, stamp in stamps.items():
+                message = rig.wait_for(f'/perception/{name}/depth/image', stamp)
+                depths[name] = pixels_of(message)
+            time.sleep(0.1)
+            return 2 in sizes
+
+        rig.wait(have_shared, 'inference of two frames')
+    for name, pixels in pictures.items():
+        np.testing.assert_allclose(depths[name], predict(tiny_bundle, pixels).depth, rtol=1e-5)
 
 
 def test_a_dead_camera_delays_nobody(tiny_bundle: ModelBundle) -> None:

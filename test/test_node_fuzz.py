@@ -15,11 +15,10 @@ from node_rig import Rig, image_message, node_of, textured
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, RegionOfInterest
 
 from mtl_perception.bundle import ModelBundle
+from mtl_perception.calibration import Calibration, CalibrationError
 from mtl_perception.encodings import SUPPORTED_ENCODINGS
 from mtl_perception.ros.conversions import (
     UNREADABLE,
-    Calibration,
-    CalibrationError,
     FrameRejected,
     frame_from_compressed,
     frame_from_image,

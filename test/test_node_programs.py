@@ -220,6 +220,22 @@ def test_the_doctor_is_content_with_a_good_camera(
     assert findings['engine'][0].severity == Severity.OK
 
 
+def test_the_doctor_passes_over_what_image_transport_offers_besides(
+    camera: dict[str, object], tiny_bundle: ModelBundle
+) -> None:
+    depth = CompressedImage(format='16UC1; compressedDepth png', data=b'0123')
+    camera['/front/image'] = image_message(textured())
+    camera['/front/camera_info'] = camera_info()
+    camera['/front/image/compressedDepth'] = depth
+    camera['/front/image/zstd'] = CompressedImage(format='zstd', data=b'0123')
+    camera['/depth/compressed'] = depth
+    findings = examine(tiny_bundle)
+    assert findings['/front/image'][0].severity == Severity.OK
+    assert not {topic for topic in findings if topic.startswith('/front/image/')}
+    assert 'measurements, no camera picture' in findings['/depth/compressed'][0].text
+    assert findings['/depth/compressed'][0].severity == Severity.OK
+
+
 def test_the_doctor_names_what_is_wrong_and_the_fix(
     camera: dict[str, object], tiny_bundle: ModelBundle
 ) -> None:

@@ -20,6 +20,7 @@ from node_rig import (
     textured,
 )
 from onnx import TensorProto, helper, numpy_helper
+from rclpy.qos import ReliabilityPolicy
 from sensor_msgs.msg import Image, LaserScan, PointCloud2
 from tiny_graph import tiny_manifest
 
@@ -261,6 +262,20 @@ def test_the_log_tells_what_height_the_scale_follows(tmp_path, parameters, sente
     assert floor.scale_applied == ('above' in sentence)
 
 
+@pytest.mark.parametrize(
+    ('pose', 'sentence'),
+    [
+        ([0.0, 0.0, 0.6, 0.0, float(-np.pi / 2), 0.0], 'looks up: images need an optical frame'),
+        ([0.0, 0.0, 0.6, float(np.pi / 2), 0.0, 0.0], 'its picture is not upright: set rotate'),
+    ],
+)
+def test_a_camera_that_cannot_stand_so_is_told(tmp_path, pose, sentence):
+    with node_of(bundle_of(room(), tmp_path), camera_pose=pose) as rig:
+        log = rig.log()
+        perceive(rig, 'floor', kinds=(FloorPlane,))
+        rig.wait(lambda: any(sentence in entry.msg for entry in log), sentence)
+
+
 def test_boxes_stand_in_the_corrected_scale(tmp_path):
     messages = pytest.importorskip(
         'vision_msgs.msg', reason='vision_msgs is not installed (it has no wheels)'
@@ -285,11 +300,11 @@ def test_boxes_stand_in_the_corrected_scale(tmp_path):
     assert near.bbox.size.x == pytest.approx(0.8 * 0.8, rel=0.1)
 
 
-def with_reference(rig, reference):
+def with_reference(rig, reference, *, reliable=False):
     """Publish a reference and a picture of the same stamp until the floor shows a scale."""
     rig.collect('/perception/floor', FloorPlane)
     rig.calibrate(camera_info())
-    publisher = rig.publisher('/reference', type(reference), reliable=False)
+    publisher = rig.publisher('/reference', type(reference), reliable=reliable)
     message = image_message(textured())
 
     def scaled():
@@ -339,9 +354,38 @@ def test_sparse_depth_corrects_the_scale(tmp_path, encoding):
         scale_reference='depth_image',
         scale_reference_topic='/reference',
     ) as rig:
-        floor = with_reference(rig, image_message(pixels, encoding))
+        floor = with_reference(rig, image_message(pixels, encoding), reliable=True)
+        (asked,) = rig.node.get_subscriptions_info_by_topic('/reference')
     assert floor.scale == pytest.approx(1 / 1.3, rel=0.01)
     assert not floor.scale_applied
+    assert asked.qos_profile.reliability == ReliabilityPolicy.RELIABLE
+
+
+@pytest.mark.parametrize(
+    ('size', 'sentence'),
+    [(None, 'nothing has arrived on /reference'), ((64, 64), 'which has another aspect')],
+)
+def test_a_useless_reference_is_told(tmp_path, size, sentence):
+    with node_of(
+        bundle_of(room(), tmp_path),
+        scale='estimate',
+        scale_reference='depth_image',
+        scale_reference_topic='/reference',
+    ) as rig:
+        log = rig.log()
+        rig.collect('/perception/floor', FloorPlane)
+        rig.calibrate(camera_info())
+        publisher = rig.publisher('/reference', Image) if size else None
+
+        def told():
+            if publisher is not None:
+                reference = image_message(np.full(size, 2.0, np.float32), '32FC1')
+                reference.header.stamp = rig.stamp()
+                publisher.publish(reference)
+            rig.wait_for('/perception/floor', rig.send(image_message(textured())))
+            return any(sentence in entry.msg for entry in log)
+
+        rig.wait(told, sentence)
 
 
 def test_points_are_thinned_on_request(tmp_path):

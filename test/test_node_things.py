@@ -27,9 +27,9 @@ from mtl_perception import views
 from mtl_perception.bundle import ModelBundle
 from mtl_perception.class_filter import ClassFilter
 from mtl_perception.datasets import PictureFolder
+from mtl_perception.orientation import turn_boxes, turn_image
 from mtl_perception.ros import things
 from mtl_perception.ros.live import LiveError, LiveFrame, perception_program, replay_live
-from mtl_perception.ros.orientation import turn_boxes, turn_image
 from mtl_perception.srv import SaveFrame
 
 OVERLAY = '/perception/segmentation/overlay'
@@ -101,6 +101,7 @@ def test_the_overlay_names_boxes_and_classes(
     picture[picture == 255] = 240  # a little less than certain
     large = picture.repeat(4, axis=0).repeat(4, axis=1)
     with node_of(bundle, output_size='camera') as rig:
+        rig.collect('/perception/segmentation/mask', Image)
         rig.perceive(image_message(picture))
         assert requests[-1].isdisjoint({'boxes', 'class_scores'})
         rig.collect(OVERLAY, Image)

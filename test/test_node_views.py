@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from lifecycle_msgs.msg import Transition
 from node_rig import (
     FOCAL_LENGTH,
     FRAME,
@@ -26,9 +28,10 @@ from node_rig import (
 from sensor_msgs.msg import CameraInfo, Image, LaserScan, PointCloud2, RegionOfInterest
 
 from mtl_perception.bundle import ModelBundle
-from mtl_perception.frames import Intrinsics
+from mtl_perception.frames import Intrinsics, Prediction
 from mtl_perception.msg import FloorPlane
-from mtl_perception.ros.orientation import turn_image, turn_intrinsics, turn_normals
+from mtl_perception.orientation import turn_image, turn_intrinsics, turn_normals
+from mtl_perception.perceiver import Perceiver
 from mtl_perception.ros.poses import pose_matrix, quaternion_matrix
 
 pytestmark = pytest.mark.usefixtures('ros_domain')
@@ -148,11 +151,94 @@ def test_distortion_is_removed_on_request(tiny_bundle: ModelBundle) -> None:
     assert errors[True] < 0.3 * errors[False]
 
 
+def test_what_the_lens_does_not_show_is_not_known(tiny_bundle: ModelBundle) -> None:
+    # A rectified camera that sees wider than the lens: its picture has a black border.
+    wide = [FOCAL_LENGTH / 2, 0, WIDTH / 2 - 0.5, 0, 0, FOCAL_LENGTH / 2, HEIGHT / 2 - 0.5, 0]
+    topics = ('segmentation/mask', 'segmentation/confidence', 'depth/image', 'normals/image')
+    with node_of(tiny_bundle, rectify=True, rotate=180) as rig:
+        rig.calibrate(camera_info(d=LENS, p=[*wide, 0, 0, 1, 0]))
+        label, confidence, depth, normal = images(rig, textured(), *topics)
+    hidden = np.isnan(depth)
+    assert hidden[0].all() and hidden[:, -1].all() and not hidden[20:28, 28:36].any()
+    assert 0.6 < hidden.mean() < 0.8
+    assert (label[hidden] == 255).all() and (confidence[hidden] == 0).all()
+    assert np.isnan(normal[hidden]).all()
+    assert (label[~hidden] < 13).all() and not np.isnan(normal[~hidden]).any()
+
+
+def test_an_unknown_lens_is_not_rectified_as_another(tiny_bundle: ModelBundle) -> None:
+    info = camera_info(d=LENS[:4])
+    info.distortion_model = 'double_sphere'
+    with node_of(tiny_bundle, rectify=True) as rig:
+        rig.calibrate(info)
+        rig.deliver(image_message(textured()))
+        rig.wait(lambda: rig.dropped() == {'bad_data': 1}, 'dropped frame')
+        assert (
+            "'double_sphere' with 4 coefficients cannot be"
+            in rig.diagnosis(having='double_sphere').message
+        )
+
+
+def test_the_robots_own_body_is_left_out(tiny_bundle: ModelBundle, tmp_path: Path) -> None:
+    mask = np.full((HEIGHT // 2, WIDTH // 2), 255, np.uint8)
+    mask[-12:] = 0
+    assert cv2.imwrite(str(tmp_path / 'mask.png'), mask)
+    expected = predict(tiny_bundle, textured()).depth
+    with node_of(tiny_bundle, mask=str(tmp_path / 'mask.png')) as rig:
+        rig.calibrate(camera_info())
+        depth, label = images(rig, textured(), 'depth/image', 'segmentation/mask')
+        rig.deliver(image_message(textured(64, 64)))
+        rig.wait(lambda: rig.dropped() == {'bad_data': 1}, 'dropped frame')
+        assert 'the mask is 128x96 but the picture 64x64' in rig.diagnosis(having='mask').message
+    assert np.isnan(depth[-12:]).all() and (label[-12:] == 255).all()
+    np.testing.assert_allclose(depth[:-12], expected[:-12], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('content', 'sentence'), [(None, 'no picture that can be read'), (0, 'black everywhere')]
+)
+def test_a_useless_mask_is_refused(
+    tiny_bundle: ModelBundle, tmp_path: Path, content: int | None, sentence: str
+) -> None:
+    path = tmp_path / 'mask.png'
+    if content is not None:
+        assert cv2.imwrite(str(path), np.full((HEIGHT, WIDTH), content, np.uint8))
+    with node_of(tiny_bundle, mask=str(path), start=False) as rig:
+        log = rig.log()
+        assert not rig.transition(Transition.TRANSITION_CONFIGURE)
+        rig.wait(lambda: any(sentence in entry.msg for entry in log), sentence)
+
+
+def test_a_turn_that_changes_during_an_inference_waits_for_the_next_frame(
+    tiny_bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, gate = threading.Event(), threading.Event()
+    original = Perceiver.perceive_batch
+
+    def held(self: Perceiver, *arguments: Any) -> list[Prediction]:
+        begun.set()
+        assert gate.wait(60)
+        return original(self, *arguments)
+
+    expected = predict(tiny_bundle, textured()).depth
+    monkeypatch.setattr(Perceiver, 'perceive_batch', held)
+    with node_of(tiny_bundle) as rig:
+        rig.collect('/perception/depth/image', Image)
+        rig.calibrate(camera_info())
+        stamp = rig.send(image_message(textured()))
+        rig.wait(begun.is_set, 'inference')
+        assert rig.set(rotate=180) == ['']
+        gate.set()
+        depth = pixels_of(rig.wait_for('/perception/depth/image', stamp))
+    np.testing.assert_allclose(depth, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ('topic', 'setting', 'from_p'),
     [
         ('/front/image_rect', 'auto', True),
         ('/front/image_raw', 'auto', False),
+        ('/front/image_corrected', 'auto', False),
         ('/front/image_raw', 'true', True),
         ('/front/image_rect', 'false', False),
     ],

@@ -72,6 +72,27 @@ def test_padding_is_cut_off_exactly(perceiver: Perceiver, height: int, width: in
     assert (prediction.label[:, half:] == 8).all()
 
 
+@pytest.mark.parametrize('output_size', ['network', 'camera'])
+def test_nothing_is_known_where_the_picture_shows_nothing(
+    perceiver: Perceiver, tiny_bundle: ModelBundle, output_size: str
+) -> None:
+    frame = CameraFrame(two_colours(96, 128, 0.5), 'rgb8')
+    other = Perceiver(perceiver.engine, tiny_bundle, output_size=output_size)
+    whole = other.perceive(frame)
+    whole = {name: getattr(whole, name).copy() for name in tiny_bundle.outputs}
+    valid = np.full((96, 128), 255, np.uint8)
+    valid[:, 64:] = 0
+    seen = other.perceive(replace(frame, valid=valid))
+    half = seen.size[1] // 2
+    for name, nothing in (('label', 255), ('confidence', 0), ('depth', np.nan)):
+        found = getattr(seen, name)
+        np.testing.assert_array_equal(found[:, :half], whole[name][:, :half])
+        np.testing.assert_array_equal(found[:, half:], np.full_like(found[:, half:], nothing))
+    assert np.isnan(seen.normal[:, half:]).all()
+    # And all is known again once all is valid.
+    np.testing.assert_array_equal(other.perceive(frame).depth, whole['depth'])
+
+
 def test_padding_is_painted_anew_when_the_layout_changes(perceiver: Perceiver) -> None:
     white = np.full((64, 48, 3), 255, np.uint8)
     wide = CameraFrame(two_colours(36, 64, 0.5), 'rgb8')

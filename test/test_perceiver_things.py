@@ -10,8 +10,8 @@ from tiny_things import TASKS, box_size, paint_marker, write_things_bundle
 
 from mtl_perception.engines import open_engine
 from mtl_perception.frames import CameraFrame, Intrinsics
+from mtl_perception.orientation import turn_boxes, turn_image, turn_prediction
 from mtl_perception.perceiver import Perceiver
-from mtl_perception.ros.orientation import turn_boxes, turn_image, turn_prediction
 
 
 @pytest.fixture(scope='module')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import cv2
 import numpy as np
 import pytest
 import rclpy
+from bag_writing import bag_sink, scene
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.serialization import deserialize_message
@@ -400,6 +402,151 @@ def test_nobody_listening_is_said_after_the_wait(nodes, mcap):
         player.play()
 
 
+OWN = (
+    '/perception/segmentation/mask',
+    '/perception/segmentation/overlay/compressed',
+    '/perception/depth/image',
+    '/diagnostics',
+)
+LEFT_OUT = 'published by a perception node, played with --all-topics'
+
+
+@pytest.fixture
+def realsense(tmp_path: Path) -> Path:
+    """Return a bag of a camera with a compressed sibling, infra, depth and recorded outputs."""
+    with bag_sink(tmp_path / 'realsense') as sink:
+        for index in range(FRAMES):
+            stamp, shown = START_NS + index * PERIOD_NS, scene(index)
+            sink.camera_info('/camera/infra1/camera_info', stamp)
+            sink.image('/camera/infra1/image_rect_raw', shown.label, 'mono8', stamp)
+            sink.png('/camera/depth/image_raw/compressedDepth', shown.depth_mm, stamp)
+            depth = cv2.imencode('.png', shown.depth_mm)[1].tobytes()
+            sink.compressed(
+                '/camera/depth/image_raw/compressed', depth, '16UC1; png compressed ', stamp
+            )
+            sink.camera_info('/camera/color/camera_info', stamp)
+            sink.png('/camera/color/image_raw/compressed', shown.rgb, stamp)
+            sink.image('/camera/color/image_raw', shown.rgb, 'rgb8', stamp)
+            sink.image(OWN[0], shown.label, 'mono8', stamp)
+            sink.png(OWN[1], shown.rgb, stamp)
+            sink.image(OWN[2], shown.depth_mm, '16UC1', stamp)
+            sink.diagnostics(stamp)
+    return tmp_path / 'realsense'
+
+
+CAMERAS = (
+    '/camera/color/image_raw',
+    '/camera/infra1/image_rect_raw',
+    '/camera/color/image_raw/compressed',
+)
+
+
+def test_cameras_are_pictures_that_no_perception_node_published(realsense):
+    assert open_source(realsense).cameras == CAMERAS
+    chosen = open_source(realsense, images=('/camera/infra1/image_rect_raw',))
+    assert chosen.cameras[0] == '/camera/infra1/image_rect_raw'
+    assert open_source(realsense, all_topics=True).cameras == CAMERAS
+
+
+def test_what_a_perception_node_published_is_played_on_request_only(realsense):
+    def played(**options) -> set[str]:
+        source = open_source(realsense, **options)
+        names = {topic.name for topic in source.topics}
+        assert {message.topic.name for message in source.messages()} == names
+        assert not names & source.left_out.keys()
+        return names
+
+    everything = played(all_topics=True)
+    assert set(OWN) < everything
+    assert played() == everything - set(OWN)
+    assert open_source(realsense).left_out == dict.fromkeys(OWN, LEFT_OUT)
+    assert played(topics=(OWN[1], '/camera/color/camera_info')) == {
+        OWN[1],
+        '/camera/color/camera_info',
+    }
+
+
+def test_a_bag_of_outputs_alone_says_how_to_play_it(tmp_path):
+    with bag_sink(tmp_path / 'outputs') as sink:
+        sink.image(OWN[0], scene(0).label, 'mono8', START_NS)
+    with pytest.raises(SourceError, match=r'no camera pictures .*mask \(published .*--all-topics'):
+        open_source(tmp_path / 'outputs')
+    assert open_source(tmp_path / 'outputs', all_topics=True).cameras == (OWN[0],)
+
+
+def test_a_mask_at_the_root_makes_nobody_a_perception_node(tmp_path):
+    with bag_sink(tmp_path / 'bag') as sink:
+        sink.image('/segmentation/mask', scene(0).label, 'mono8', START_NS)
+        sink.image('/camera/image', scene(0).rgb, 'rgb8', START_NS)
+    assert open_source(tmp_path / 'bag').cameras == ('/camera/image', '/segmentation/mask')
+
+
+def test_transports_of_one_camera_share_its_given_calibration(realsense):
+    source = CalibratedSource(open_source(realsense), parse_k('50,51,16,12'))
+    infos = [topic.name for topic in source.topics if topic.name.endswith('/camera_info')]
+    assert sorted(infos) == ['/camera/color/camera_info', '/camera/infra1/camera_info']
+
+
+def test_chosen_topics_of_a_folder_are_played_alone(nyuv2):
+    source = open_source(nyuv2, split='devtest', limit=1, topics=('/camera/image',))
+    assert [message.topic.name for message in source.messages()] == ['/camera/image']
+    with pytest.raises(SourceError, match='choose /camera/image as well'):
+        open_source(nyuv2, split='devtest', topics=('/ground_truth/depth',))
+
+
+def test_one_subscribed_camera_is_enough(nodes, realsense):
+    options = PlayOptions(wait_s=WAIT_S)
+    topics = {'/camera/color/image_raw': Image}
+    sender, receiver, until = nodes
+    listener = Listener(receiver, topics)
+    thread, stop, results = play_in_background(Player(sender, open_source(realsense), options))
+    until(lambda: len(listener.received['/camera/color/image_raw']) == FRAMES)
+    stop.set()
+    thread.join(WAIT_S)
+    assert results[0].pictures == len(CAMERAS) * FRAMES
+
+
+def test_a_topic_that_matters_is_waited_for_by_name(nodes, realsense):
+    sender, receiver, until = nodes
+    Listener(receiver, {'/camera/infra1/image_rect_raw': Image})
+    options = PlayOptions(wait_for=('/camera/color/image_raw',))
+    player = Player(sender, open_source(realsense), options)
+    until(lambda: sender.count_subscribers('/camera/infra1/image_rect_raw') == 1)
+    with pytest.raises(SourceError, match='nobody subscribed to /camera/color/image_raw within'):
+        player.wait_for_subscribers(1.0)
+    with pytest.raises(SourceError, match='there is no topic /x to wait for'):
+        Player(sender, open_source(realsense), PlayOptions(wait_for=('/x',)))
+
+
+def test_what_is_left_out_is_told_in_one_sentence(ros_domain, realsense):
+    result = CliRunner().invoke(app, ['play', str(realsense), '--rate', '100'])
+    assert result.exit_code == 0, result.output
+    (told,) = [line for line in result.output.splitlines() if line.startswith('left out')]
+    assert told == f'left out {", ".join(sorted(OWN))}: {LEFT_OUT}'
+    assert f'publishing {OWN[0]}' not in result.output
+
+    arguments = ['play', str(realsense), '--rate', '100', '--topics', f'{CAMERAS[0]},{OWN[0]}']
+    result = CliRunner().invoke(app, arguments)
+    published = [line.split()[1] for line in result.output.splitlines() if 'publishing' in line]
+    assert published == [CAMERAS[0], OWN[0]]
+
+
+@pytest.mark.parametrize('transport', ['raw', 'compressed', ''])
+def test_the_replay_launch_file_plays_folders_as_its_node_listens(ros_domain, folder, transport):
+    pytest.importorskip('launch_ros')
+    file = Path(__file__).parent.parent / 'launch' / 'replay.launch.py'
+    replay = runpy.run_path(str(file))
+    given = {name: default for name, (default, _) in replay['ARGUMENTS'].items()}
+    given |= {'bag': str(folder), 'transport': transport, 'loop': 'false', 'rate': '100'}
+    _, player, _ = replay['start'](given)
+    _, *arguments = (''.join(part.text for part in word) for word in player.cmd[1:])
+    arguments[arguments.index('--wait') + 1] = '0'
+    result = CliRunner().invoke(app, ['play', str(folder), *arguments])
+    assert result.exit_code == 0, result.output
+    topic = '/camera/image/compressed' if transport == 'compressed' else '/camera/image'
+    assert f'publishing {topic} ' in result.output
+
+
 def test_an_empty_rest_ends_a_loop_with_a_sentence(nodes, folder):
     sender, _, _ = nodes
     source = open_source(folder)
@@ -443,6 +590,7 @@ def empty_folder(path: Path) -> list[str]:
         (lambda path: [str(path), '--split', 'val'], 'has no split val'),
         (lambda path: [str(path), '--topic', '/x:=/y'], 'there is no topic /x to remap'),
         (lambda path: [str(path), '--topic', 'image'], 'is no remapping'),
+        (lambda path: [str(path), '--topics', '/x'], 'there is no topic /x to play'),
         (lambda path: [str(path), '--k', '1,2,3'], 'is no camera matrix'),
         (lambda path: [str(path), '--camera-info', 'none.yaml'], 'is no camera calibration'),
         (lambda path: [str(path), '--clock', '--stamp', 'now'], "use stamp 'bag' with clock"),

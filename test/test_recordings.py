@@ -304,7 +304,7 @@ def test_a_broken_picture_is_counted_and_the_next_one_read(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ('k', 'size', 'remark'),
     [
-        ((0.0,) * 9, SIZE, 'calibrate the camera'),
+        ((0.0,) * 9, SIZE, 'an all-zero K'),
         (K, (48, 100), 'depth is not calibrated'),
     ],
 )
@@ -319,6 +319,66 @@ def test_a_useless_camera_info_is_named(
     assert any(remark in text for text in recording.remarks)
 
 
+# A sensor of four times the pixels.
+SENSOR_K = (200.0, 0.0, 130.0, 0.0, 220.0, 90.0, 0.0, 0.0, 1.0)
+SENSOR_SIZE = (4 * SIZE[0], 4 * SIZE[1])
+
+
+@pytest.mark.parametrize('storage', ['mcap', 'ros1'])
+@pytest.mark.parametrize(
+    ('binning', 'region'),
+    [
+        (4, (0, 0, 0, 0)),
+        (2, (40, 24, 2 * SIZE[1], 2 * SIZE[0])),
+        # As large as the picture, and of the sensor's aspect: not to be taken for binning.
+        (0, (40, 24, SIZE[1], SIZE[0])),
+    ],
+)
+def test_binning_and_region_give_the_camera_of_the_delivered_picture(
+    tmp_path: Path, storage: str, binning: int, region: tuple[int, int, int, int]
+) -> None:
+    path = tmp_path / ('bag.bag' if storage == 'ros1' else 'bag')
+    with bag_sink(path, storage=storage) as sink:
+        sink.camera_info(
+            '/camera/camera_info', START_NS, SENSOR_K, SENSOR_SIZE, binning=binning, region=region
+        )
+        sink.image(IMAGE, scene(0).rgb, 'rgb8', START_NS)
+    recording = open_recording(path)
+    camera = read(recording)[0].frame.intrinsics
+    point = np.array([-0.2, 0.1, 2.0])
+    u, v, _ = np.array(SENSOR_K).reshape(3, 3) @ point / point[2]
+    expected = ((np.array([u, v]) - region[:2]) + 0.5) / (binning or 1) - 0.5
+    assert camera.matrix @ point / point[2] == pytest.approx([*expected, 1])
+    assert (camera.height, camera.width) == SIZE
+    assert not recording.remarks
+
+
+@pytest.mark.parametrize(
+    ('topic', 'fx'),
+    [
+        ('/camera/image_rect', 40),
+        ('/camera/image_rect_color/compressed', 40),
+        ('/camera/rectified/image', 40),
+        ('/camera/image_raw', K[0]),
+        ('/camera/image_corrected', K[0]),
+    ],
+)
+def test_p_describes_rectified_topics_and_k_the_others(
+    tmp_path: Path, topic: str, fx: float
+) -> None:
+    p = (40.0, 0.0, 30.0, 0.0, 0.0, 40.0, 20.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+    with bag_sink(tmp_path / 'bag') as sink:
+        info = f'{topic.removesuffix("/compressed").rpartition("/")[0]}/camera_info'
+        sink.camera_info(info, START_NS, d=(-0.2, 0.05, 0.0, 0.0, 0.0), p=p)
+        if topic.endswith('/compressed'):
+            sink.png(topic, scene(0).rgb, START_NS)
+        else:
+            sink.image(topic, scene(0).rgb, 'rgb8', START_NS)
+    recording = open_recording(tmp_path / 'bag')
+    assert read(recording)[0].frame.intrinsics.fx == fx
+    assert any('is distorted' in remark for remark in recording.remarks) == (fx == K[0])
+
+
 def test_poses_come_from_tf_and_are_interpolated(tmp_path: Path) -> None:
     with bag_sink(tmp_path / 'bag') as sink:
         for index in range(4):
@@ -327,6 +387,46 @@ def test_poses_come_from_tf_and_are_interpolated(tmp_path: Path) -> None:
             sink.image(IMAGE, scene(0).rgb, 'rgb8', stamp)
     poses = [frame.pose for frame in read(open_recording(tmp_path / 'bag'))]
     assert [pose[0, 3] for pose in poses[1:]] == pytest.approx([0.75, 1.75, 2.75])
+
+
+@pytest.mark.parametrize(('root', 'stands'), [('base_link', False), ('robot/odom', True)])
+def test_static_transforms_tell_a_pose_only_within_the_world(
+    tmp_path: Path, root: str, stands: bool
+) -> None:
+    with bag_sink(tmp_path / 'bag') as sink:
+        sink.transform(0.5, START_NS, parent='mast', topic='/tf_static')
+        sink.transform(1.0, START_NS, child='mast', parent=root, topic='/tf_static')
+        sink.image(IMAGE, scene(0).rgb, 'rgb8', START_NS)
+    (frame,) = read(open_recording(tmp_path / 'bag'))
+    assert (frame.pose is not None) == stands
+    if stands:
+        assert frame.pose[0, 3] == pytest.approx(1.5)
+
+
+def test_a_fixed_camera_on_a_moving_base_has_a_pose(tmp_path: Path) -> None:
+    with bag_sink(tmp_path / 'bag') as sink:
+        sink.transform(0.5, START_NS, parent='base_link', topic='/tf_static')
+        for index in range(2):
+            stamp = START_NS + index * PERIOD_NS
+            sink.transform(float(index), stamp, child='base_link', parent='start')
+            sink.image(IMAGE, scene(0).rgb, 'rgb8', stamp)
+    poses = [frame.pose for frame in read(open_recording(tmp_path / 'bag'))]
+    assert [pose[0, 3] for pose in poses] == pytest.approx([0.5, 1.5])
+
+
+def test_nobody_waits_for_transforms_where_only_static_ones_were_recorded(tmp_path: Path) -> None:
+    with bag_sink(tmp_path / 'bag') as sink:
+        sink.transform(0.5, START_NS, parent='base_link', topic='/tf_static')
+        for index in range(3):
+            # Stamps that run backwards are counted as soon as their messages are read.
+            stamp, time_ns = START_NS - index, START_NS + index
+            sink.image(IMAGE, scene(0).rgb, 'rgb8', stamp, time_ns=time_ns)
+    recording = open_recording(tmp_path / 'bag')
+    frames = recording.frames()
+    next(frames)
+    assert not recording.skipped
+    assert len([*frames]) == 2
+    assert sum(recording.skipped.values()) == 2
 
 
 def test_a_labelled_folder_of_real_pictures(nyuv2: Path) -> None:

@@ -18,8 +18,8 @@ Shape = tuple[int, int, int]
 
 Plan = TypeVar('Plan')
 
-KEPT_PLANS = 4
-"""Shapes that stay prepared: a few cameras of different sizes, or one and its batches."""
+KEPT_PLANS = 8
+"""Shapes that stay prepared: cameras of different sizes, and batches of up to as many cameras."""
 
 
 class EngineError(RuntimeError):

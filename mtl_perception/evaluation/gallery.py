@@ -49,7 +49,7 @@ class Shown:
 
     Attributes:
         rank: the figure it was ranked by; more is better.
-        id: of the frame.
+        id: of the frame, after its camera where the recording has several.
         figures: of the frame, by task.
         pictures: name ('camera', 'segmentation', 'depth', 'normals', 'boxes', and these with
             ' truth') -> jpeg.
@@ -76,11 +76,19 @@ class Gallery:
         recording: name of the recording.
         announced: frames that are expected; 0 where that is unknown. Pictures cost more than
             scoring, so none should be made that are given up later.
+        several_cameras: name each frame's camera; frames of one moment have the same id.
     """
 
-    def __init__(self, bundle: ModelBundle, recording: str, announced: int = 0) -> None:
+    def __init__(
+        self,
+        bundle: ModelBundle,
+        recording: str,
+        announced: int = 0,
+        several_cameras: bool = False,
+    ) -> None:
         self._bundle = bundle
         self._recording = recording
+        self._several_cameras = several_cameras
         self._best: Kept = []
         self._worst: Kept = []
         self._spread: list[tuple[int, Shown]] = []
@@ -153,7 +161,7 @@ class Gallery:
         pictures['camera'] = rgb if size is None else _resized(rgb, size[::-1])
         return Shown(
             rank=rank,
-            id=frame.id,
+            id=f'{frame.camera} {frame.id}' if self._several_cameras else frame.id,
             figures={k: v for k, v in record.items() if isinstance(v, dict) and k != 'counts'},
             pictures={name: _jpeg(picture) for name, picture in pictures.items()},
             recording=self._recording,

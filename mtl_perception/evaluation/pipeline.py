@@ -12,6 +12,7 @@ import numpy as np
 
 from mtl_perception.encodings import EncodingError
 from mtl_perception.frames import Prediction
+from mtl_perception.orientation import turn_frame, turn_prediction
 from mtl_perception.perceiver import Perceiver
 from mtl_perception.recordings import RecordedFrame
 
@@ -64,23 +65,25 @@ def predict_all(
     frames: Iterable[RecordedFrame],
     perceiver: Perceiver,
     refused: Callable[[RecordedFrame, EncodingError], None],
+    rotate: int = 0,
 ) -> Iterator[tuple[RecordedFrame, Prediction]]:
-    """Yield each frame with its prediction, whose arrays are its own.
+    """Yield each frame with its prediction, in the camera's orientation, whose arrays are its own.
 
     Args:
         frames: decoded one after the other in a background thread.
         perceiver: used by one more thread.
         refused: called for a picture that the perceiver can't take.
+        rotate: clockwise turn in degrees that makes the pictures upright for the network.
     """
 
     def predictions() -> Iterator[tuple[RecordedFrame, Prediction]]:
         for frame in Background(frames):
             try:
-                prediction = perceiver.perceive(frame.frame)
+                prediction = perceiver.perceive(turn_frame(frame.frame, rotate))
             except EncodingError as error:
                 refused(frame, error)
                 continue
-            yield frame, _owned(prediction)
+            yield frame, _owned(turn_prediction(prediction, -rotate))
 
     yield from Background(predictions())
 

@@ -16,6 +16,7 @@ from typing import Any
 import mtl_perception
 from mtl_perception.allocator import keep_freed_memory
 from mtl_perception.bundle import ModelBundle
+from mtl_perception.datasets import IGNORE
 from mtl_perception.encodings import EncodingError
 from mtl_perception.engines import open_engine
 from mtl_perception.evaluation.gallery import Gallery, Shown, choose
@@ -53,6 +54,8 @@ class Settings:
         tolerance_s: see `open_recording`.
         limit: evaluate that many frames of each recording; 0 means all.
         gallery: keep pictures for the report.
+        rotate: clockwise turn that makes the pictures upright for the network, as for the node:
+            0, 90, 180 or 270 degrees.
     """
 
     bundle: str
@@ -64,6 +67,7 @@ class Settings:
     tolerance_s: float = 0.02
     limit: int = 0
     gallery: bool = True
+    rotate: int = 0
 
     def open(self) -> Perceiver:
         """Open the engine, ready for the first frame."""
@@ -109,7 +113,11 @@ def evaluate_recording(
     started = time.perf_counter()
     if isinstance(source, Path):
         recording = open_recording(
-            source, settings.split, topics=settings.topics, tolerance_s=settings.tolerance_s
+            source,
+            settings.split,
+            topics=settings.topics,
+            tolerance_s=settings.tolerance_s,
+            num_classes=len(perceiver.bundle.classes) or IGNORE,
         )
     else:
         recording = source
@@ -117,9 +125,10 @@ def evaluate_recording(
     name = name or recording.name
     bundle = perceiver.bundle
     cameras = {topic for role, topic in recording.topics.items() if role.startswith('image')}
-    scorer = Scorer(bundle, recording.sources, several_cameras=len(cameras) > 1)
+    several = len(cameras) > 1
+    scorer = Scorer(bundle, recording.sources, several_cameras=several)
     announced = min(len(recording), settings.limit or len(recording))
-    gallery = Gallery(bundle, name, announced) if settings.gallery else None
+    gallery = Gallery(bundle, name, announced, several) if settings.gallery else None
 
     def refused(frame: RecordedFrame, error: EncodingError) -> None:
         recording.skipped[f'{frame.camera}: pictures that the network cannot take'] += 1
@@ -132,7 +141,7 @@ def evaluate_recording(
         recorder = stack.enter_context(Recorder(record, bundle)) if record else None
         frames = islice(recording.frames(), settings.limit or None)
         done = 0
-        for frame, prediction in predict_all(frames, perceiver, refused):
+        for frame, prediction in predict_all(frames, perceiver, refused, settings.rotate):
             scored = scorer.add(frame, prediction)
             if gallery is not None:
                 gallery.add(frame, prediction, scored)
@@ -201,10 +210,14 @@ class Evaluation:
 
     def gallery(self) -> list[tuple[str, Shown]]:
         """Return best, median and worst frames with these words."""
-        kept = [(shown, shard) for shard in self.shards for shown in shard.gallery()]
+        kept = [
+            (shown, shard, place)
+            for shard in self.shards
+            for place, shown in enumerate(shard.gallery())
+        ]
         return [
-            (title, kept[index][1].with_pictures(kept[index][0]))
-            for title, index in choose([shown for shown, _ in kept])
+            (title, kept[index][1].with_pictures(kept[index][2]))
+            for title, index in choose([shown for shown, _, _ in kept])
         ]
 
 

@@ -88,12 +88,9 @@ class Shard:
             for entry in entries
         ]
 
-    def with_pictures(self, shown: Shown) -> Shown:
-        """Return a frame of `gallery` with its pictures."""
+    def with_pictures(self, index: int) -> Shown:
+        """Return frame `index` of `gallery` with its pictures."""
         with zipfile.ZipFile(self.path) as archive:
-            for entry in json.loads(archive.read(_GALLERY)):
-                if entry['id'] == shown.id:
-                    files = entry['pictures'].items()
-                    pictures = {name: archive.read(file) for name, file in files}
-                    return replace(shown, pictures=pictures)
-        raise KeyError(shown.id)
+            files = json.loads(archive.read(_GALLERY))[index]['pictures'].items()
+            pictures = {name: archive.read(file) for name, file in files}
+        return replace(self.gallery()[index], pictures=pictures)

@@ -56,7 +56,8 @@ def contact_factors(
     makes the edge's distance as doubtful as depth.
 
     A column without floor at the picture's lower end has its contact out of sight: it can't be
-    farther than the floor would be in the lowest row, and may only come nearer.
+    farther than the floor would be in the lowest row that shows anything, and may only come
+    nearer.
 
     Args:
         depth: float32 [H, W], metres along the optical axis; NaN where unknown or removed.
@@ -85,6 +86,8 @@ def contact_factors(
     column = np.arange(columns, dtype=np.intp)[None]
     edge = np.maximum.accumulate(np.where(from_below(floor), row, -1), axis=0)
     out_of_sight = edge < 0
+    known_depth = np.isfinite(from_below(depth))
+    edge_row = np.where(out_of_sight, known_depth.argmax(axis=0)[None], edge)
     a, b, c = (float(value) for value in plane.normal)
     fall = -(x * a + (y * b + c))
     crossing = floor_crossings(plane, small)[2, ::-1]
@@ -96,17 +99,18 @@ def contact_factors(
     )
 
     # Flat indices of other pixels in the same column: the edge's last row of floor, the row above
-    # it (both the lowest one where no floor is in sight), one well up the thing, one of floor.
+    # it (both the lowest one that shows anything where no floor is in sight), one well up the
+    # thing, one of floor.
     last = (rows - 1) * columns
-    at_edge = np.maximum(edge, 0) * columns
+    at_edge = edge_row * columns
     at_thing = np.minimum(at_edge + _CLEAR_ROWS * columns, last) + column
     at_floor = np.maximum(at_edge - columns, 0) + column
-    at_next = np.minimum((edge + 1) * columns, last) + column
+    at_next = np.where(out_of_sight, at_edge, np.minimum(at_edge + columns, last)) + column
     at_edge += column
     with np.errstate(divide='ignore', invalid='ignore'):
         far = np.log(from_below(depth))
         # Pixels between two things are left out of depth: what counts is the next one that is in.
-        seen = np.maximum.accumulate(np.where(np.isfinite(far), row, 0), axis=0)
+        seen = np.maximum.accumulate(np.where(known_depth, row, 0), axis=0)
         change = far.take(seen * columns + column)
         change = change[1:] - change[:-1]
         broken = (change > _BREAK) & (row[1:] > edge[1:] + _CLEAR_ROWS)

@@ -133,8 +133,9 @@ class ScaleConfig:
     0.19 (NYUv2) and 0.22 (rendered rooms).
 
     Attributes:
-        prior_std: how far depth is off before anything was observed, relative.
-        drift_per_root_s: standard deviation of its random walk, relative, after one second.
+        prior_std: how far depth is off before anything was observed, relative; what was observed
+            long ago fades into this (an Ornstein-Uhlenbeck process of the logarithm).
+        drift_per_root_s: how far the scale strays in one second, relative standard deviation.
         floor_std: error of one frame's scale that no covariance shows (uneven floor, pitching).
         gate: observations farther off than so many standard deviations are set aside...
         patience: ...unless so many follow each other: then the filter starts anew from them.
@@ -192,7 +193,11 @@ class ScaleFilter:
         config = self.config
         if self._time_s is not None:
             passed = max(time_s - self._time_s, 0.0)
-            self._variance += config.drift_per_root_s**2 * passed
+            prior = config.prior_std**2
+            # As many seconds until the walk has strayed as far as the prior says scales do.
+            kept = math.exp(-0.5 * config.drift_per_root_s**2 / prior * passed)
+            self._mean *= kept
+            self._variance = prior + (self._variance - prior) * kept**2
         self._time_s = time_s
         if observation is not None:
             value = math.log(observation.scale)

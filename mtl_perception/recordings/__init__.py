@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from mtl_perception.datasets import PictureFolder
+from mtl_perception.datasets import NUM_CLASSES, PictureFolder
 from mtl_perception.recordings._bag import BagRecording
 from mtl_perception.recordings._base import (
     RecordedFrame,
@@ -24,7 +24,7 @@ from mtl_perception.recordings._folders import (
     SequenceRecording,
 )
 from mtl_perception.recordings._storage import is_bag
-from mtl_perception.recordings._topics import TopicChoice
+from mtl_perception.recordings._topics import TopicChoice, find_cameras, published_by_node
 
 __all__ = [
     'RecordedFrame',
@@ -33,9 +33,11 @@ __all__ = [
     'TopicChoice',
     'TrueBoxes',
     'Truth',
+    'find_cameras',
     'find_recordings',
     'is_bag',
     'open_recording',
+    'published_by_node',
 ]
 
 _WANTED = ('label', 'depth', 'boxes', 'attributes')
@@ -48,6 +50,7 @@ def open_recording(
     *,
     topics: TopicChoice | None = None,
     tolerance_s: float = 0.02,
+    num_classes: int = NUM_CLASSES,
 ) -> Recording:
     """Open a bag, a labelled picture folder, an RGB-D sequence or a folder of plain pictures.
 
@@ -56,6 +59,7 @@ def open_recording(
         split: for labelled folders with several splits.
         topics: see `TopicChoice`; bags only.
         tolerance_s: how far the stamp of a truth may lie from its picture's; an equal stamp wins.
+        num_classes: of a labelled folder's pixels.
 
     Raises:
         RecordingError, DatasetError: one sentence about what is wrong with the whole of it.
@@ -71,11 +75,11 @@ def open_recording(
             'or a folder of pictures'
         )
     if (path / 'rgb').is_dir():
-        return FolderRecording(PictureFolder(path.parent, path.name, want=_WANTED))
+        return FolderRecording(PictureFolder(path.parent, path.name, _WANTED, num_classes))
     splits = sorted(folder.parent.name for folder in path.glob('*/rgb') if folder.is_dir())
     if splits:
         return FolderRecording(
-            PictureFolder(path, split or _only_split(path, splits), want=_WANTED)
+            PictureFolder(path, split or _only_split(path, splits), _WANTED, num_classes)
         )
     return SequenceRecording(path)
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from mtl_perception.calibration import Calibration, CalibrationError, is_named_rectified
 from mtl_perception.encodings import EncodingError, picture_size
 from mtl_perception.frames import CameraFrame, Intrinsics
 from mtl_perception.recordings._base import (
@@ -69,6 +68,9 @@ class BagRecording(BaseRecording):
             self._counts = dict(bag.counts)
             problems = list(bag.problems)
         self._tf_topics = [topic for topic, kind in found.items() if kind in TF_TYPES]
+        self._tf_moves = any(
+            self._counts[topic] and not _is_static(topic) for topic in self._tf_topics
+        )
         cameras, remarks = find_cameras(found, choice)
         self.remarks += remarks
         if not cameras:
@@ -117,7 +119,7 @@ class BagRecording(BaseRecording):
 
     def _take_transforms(self, bag: Bag, message: BagMessage) -> None:
         try:
-            self._tf.add(bag.decode(message), static=message.topic.endswith('static'))
+            self._tf.add(bag.decode(message), static=_is_static(message.topic))
         except BagError:
             self.skipped[f'{message.topic}: messages that cannot be read'] += 1
 
@@ -153,7 +155,7 @@ class BagRecording(BaseRecording):
                 for role, truths in camera.known.items():
                     passed = camera.newest.get(role, -1) > stamp + self._tolerance_ns
                     complete &= stamp in truths or passed
-                if self._tf_topics:
+                if self._tf_moves:
                     complete &= self._tf.reaches(stamp)
                 if not complete:
                     return
@@ -230,33 +232,29 @@ class BagRecording(BaseRecording):
         info, topics = camera.info, camera.topics
         if info is None:
             return None
-        matrix = np.asarray(info.k if hasattr(info, 'k') else info.K, np.float64)
-        distortion = np.asarray(info.d if hasattr(info, 'd') else info.D, np.float64)
-        if np.abs(distortion).max(initial=0) > 1e-6:
-            self._remark(f'{topics.image} is distorted; its pictures are not rectified')
         try:
-            given = Intrinsics(
-                int(info.width) or width,
-                int(info.height) or height,
-                matrix[0],
-                matrix[4],
-                matrix[2],
-                matrix[5],
-            )
-        except ValueError as error:
+            calibration = Calibration.from_message(info)
+        except CalibrationError as error:
             self._remark(f'{topics.info}: {error}')
             return None
-        scale = width / given.width
-        if abs(given.height * scale - height) > 1:
+        rectified = is_named_rectified(topics.image)
+        if calibration.is_distorted and not rectified:
+            self._remark(f'{topics.image} is distorted; its pictures are not rectified')
+        given = calibration.rectified if rectified else calibration.raw
+        if (given.width, given.height) != (width, height):
             self._remark(
                 f'{topics.info} is for {given.width}x{given.height} but pictures are '
                 f'{width}x{height}: depth is not calibrated'
             )
             return None
-        return given if scale == 1 else given.scaled(scale, width, height)
+        return given
 
     def _name_what_was_missing(self) -> None:
         for camera in self._cameras:
             for role, topic in (('info', camera.topics.info), *camera.topics.truths.items()):
                 if topic and not camera.seen[role]:
                     self._remark(f'{topic} has no messages')
+
+
+def _is_static(tf_topic: str) -> bool:
+    return tf_topic.endswith('static')

@@ -32,7 +32,9 @@ class FolderRecording(BaseRecording):
         self._pictures = pictures
         if pictures.normals_source == 'file':
             want = (*pictures.want, 'normal')
-            self._pictures = PictureFolder(pictures.root, pictures.split, want=want)
+            self._pictures = PictureFolder(
+                pictures.root, pictures.split, want, pictures.num_classes
+            )
         self.sources = dict.fromkeys(self._pictures.truths, 'ground truth')
         if pictures.normals_source == 'file':
             self.sources['normal'] = 'file'

@@ -96,13 +96,15 @@ def _role(topic: str) -> str:
     return '' if words & (_NO_CAMERA_WORDS | _TRUTH_WORDS | {'overlay'}) else 'image'
 
 
-def _published_by_node(topics: Mapping[str, str]) -> set[str]:
+def published_by_node(topics: Mapping[str, str]) -> set[str]:
+    """Return which of the topics (name -> type) a perception node published, by name and type."""
     prefixes = {
         re.sub(r'/(segmentation/mask|status)$', '', topic)
         for topic, kind in topics.items()
         if topic.endswith('/segmentation/mask') or kind.endswith('/PerceptionStatus')
     }
     prefixes |= {match[0] for topic in topics if (match := re.match(r'.*/perception(?=/)', topic))}
+    prefixes.discard('')  # a mask at the root is nobody's
     return {t for t in topics if any(t.startswith(f'{prefix}/') for prefix in prefixes)}
 
 
@@ -117,7 +119,7 @@ def _one_transport_each(topics: Iterable[str]) -> list[str]:
 class _Finder:
     def __init__(self, found: Mapping[str, str], choice: TopicChoice) -> None:
         self.found, self.choice = found, choice
-        self.own = own = _published_by_node(found)
+        self.own = own = published_by_node(found)
         self.by_role: dict[str, list[str]] = defaultdict(list)
         for topic, kind in sorted(found.items()):
             if topic not in own and kind in PICTURES:

@@ -9,6 +9,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+# Frames that stand still in the world (REP 105).
+_FIXED_FRAMES = frozenset({'earth', 'map', 'odom', 'world'})
 _KEPT = 512
 _JUMP_NS = 1_000_000_000
 
@@ -79,23 +81,23 @@ class Transforms:
         """Return frame to root, float64 [4, 4] in metres, or None where unknown at that time.
 
         Between two recorded transforms it is interpolated; beyond the last one it may be
-        `tolerance_ns` old.
+        `tolerance_ns` old. A way of static transforms alone tells a pose only where it ends in a
+        frame of the world: one that ends on the robot moves with it.
         """
         frame = frame_id.lstrip('/')
-        if frame not in self._parent:
-            return None
-        pose = np.eye(4)
+        pose, moves = np.eye(4), False
         visited = set()
         while frame in self._parent and frame not in visited:
             visited.add(frame)
             step = self._fixed.get(frame)
             if step is None:
-                step = self._at(frame, stamp_ns, tolerance_ns)
+                step, moves = self._at(frame, stamp_ns, tolerance_ns), True
             if step is None:
                 return None
             pose = step @ pose
             frame = self._parent[frame]
-        return pose
+        known = moves or (bool(visited) and frame.rpartition('/')[2] in _FIXED_FRAMES)
+        return pose if known else None
 
     def _at(self, frame: str, stamp_ns: int, tolerance_ns: int) -> np.ndarray | None:
         stamps, matrices = self._moving.get(frame, ([], []))

@@ -6,22 +6,26 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
+from pathlib import Path
 
+import cv2
+import numpy as np
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
+from mtl_perception.calibration import Calibration, CalibrationError, is_named_rectified
+from mtl_perception.encodings import picture_size
 from mtl_perception.frames import CameraFrame
 from mtl_perception.msg import PerceptionStatus
 from mtl_perception.ros import qos
 from mtl_perception.ros.conversions import (
     UNREADABLE,
-    Calibration,
-    CalibrationError,
+    FrameRejected,
     Reason,
     frame_from_compressed,
     frame_from_image,
@@ -37,6 +41,10 @@ _OVERLOAD_SHARE = 0.1
 _PERIOD_SMOOTHING = 0.2
 _QUIET_S = 10.0
 _STAMP_END = 12
+
+
+class MaskError(ValueError):
+    """A file that is no mask; the message says why."""
 
 
 class Health(IntEnum):
@@ -132,6 +140,7 @@ class Camera:
         self._info_qos: QoSProfile | None = None
         self._incompatible: list[str] = []
         self._warned_at: dict[str, float] = {}
+        self._mask: np.ndarray | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -195,6 +204,27 @@ class Camera:
             waiting, self._newest = self._newest, None
         if waiting is not None:
             self.counter.drop('deactivated')
+
+    def load_mask(self) -> None:
+        """Read the file of the parameter `mask`, if there is one.
+
+        Raises:
+            MaskError: it is no picture, or nothing of it is valid.
+        """
+        path, self._mask = self.settings.mask, None
+        if not path:
+            return
+        mask = cv2.imread(str(Path(path).expanduser()), cv2.IMREAD_GRAYSCALE)
+        if mask is None:
+            raise MaskError(
+                f'{self.label}: mask: {path} is no picture that can be read: give a PNG that is '
+                'white where the outputs count and black elsewhere'
+            )
+        self._mask = cv2.threshold(mask, 127, 255, cv2.THRESH_BINARY)[1]
+        if not self._mask.any():
+            raise MaskError(
+                f'{self.label}: mask: {path} is black everywhere: paint white what counts'
+            )
 
     def update(self, node_settings: Settings, settings: CameraSettings) -> None:
         """Take changed parameters over; topics and QoS follow at the next activation."""
@@ -344,8 +374,29 @@ class Camera:
         """
         limit = self._node_settings.max_pixels
         if isinstance(arrival.message, CompressedImage):
-            return frame_from_compressed(arrival.message, limit)
-        return frame_from_image(arrival.message, limit)
+            frame = frame_from_compressed(arrival.message, limit)
+        else:
+            frame = frame_from_image(arrival.message, limit)
+        return frame if self._mask is None else replace(frame, valid=self._fitting_mask(frame))
+
+    def _fitting_mask(self, frame: CameraFrame) -> np.ndarray:
+        """Return the mask at the picture's size."""
+        assert self._mask is not None
+        (height, width), (rows, columns) = (
+            self._mask.shape,
+            picture_size(frame.pixels, frame.encoding),
+        )
+        if height * columns != width * rows:
+            raise FrameRejected(
+                'bad_data',
+                f'the mask is {width}x{height} but the picture {columns}x{rows}: make the mask of '
+                "the picture's size",
+            )
+        if height != rows:
+            self._mask = cv2.resize(
+                self._mask, (columns, rows), interpolation=cv2.INTER_NEAREST_EXACT
+            )
+        return self._mask
 
     def calibration_for(self, frame_id: str, height: int, width: int) -> Calibration | None:
         """Return the newest calibration with this frame and size, or that of focal_length_px.
@@ -379,8 +430,8 @@ class Camera:
     def is_rectified(self, calibration: Calibration) -> bool:
         """Tell whether its images are rectified already; warn once where distortion stays in."""
         setting = self.settings.input_rectified
-        topic = self._topics.image.removesuffix('/compressed') if self._topics else ''
-        rectified = setting == 'true' or (setting == 'auto' and 'rect' in topic.rpartition('/')[2])
+        topic = self._topics.image if self._topics else ''
+        rectified = setting == 'true' or (setting == 'auto' and is_named_rectified(topic))
         if not rectified and calibration.is_distorted and not self.settings.rectify:
             self.warn_once(
                 'distorted',

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import array
-import math
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Literal
 
 import cv2
@@ -12,11 +11,13 @@ import numpy as np
 from builtin_interfaces.msg import Time
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
+from mtl_perception.calibration import Calibration
 from mtl_perception.encodings import (
     SUPPORTED_ENCODINGS,
     EncodingError,
     TooLargeError,
     decode_compressed,
+    picture_size,
     to_rgb,
     view_image,
 )
@@ -42,6 +43,8 @@ UNREADABLE: frozenset[Reason] = frozenset({'bad_encoding', 'bad_size', 'bad_data
 
 _MEASUREMENTS = frozenset({'32FC1', '32FC3'})
 _FISHEYE = frozenset({'equidistant', 'fisheye'})
+# Models of which cv2.initUndistortRectifyMap tells one from the other by their coefficients.
+_OPENCV_MODELS = frozenset({'plumb_bob', 'rational_polynomial', 'thin_prism'})
 
 
 class FrameRejected(ValueError):
@@ -54,10 +57,6 @@ class FrameRejected(ValueError):
     def __init__(self, reason: Reason, sentence: str) -> None:
         super().__init__(sentence)
         self.reason: Reason = reason
-
-
-class CalibrationError(ValueError):
-    """A camera_info that does not describe the camera; the message says what is wrong with it."""
 
 
 def to_nanoseconds(stamp: Time) -> int:
@@ -135,103 +134,6 @@ def _check_size(height: int, width: int, max_pixels: int) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """What one camera_info says about the delivered picture, after binning and ROI.
-
-    Attributes:
-        raw: camera of the picture as the lens makes it (K); distortion comes on top.
-        rectified: camera of the rectified picture (P), equal to `raw` where P is empty.
-        distortion: coefficients D.
-        model: of the distortion.
-        rotation: R, float64 [3, 3], from the camera to the rectified camera.
-        baseline: P[0, 3] and P[1, 3], in pixels times metres.
-        frame_id: of the message.
-    """
-
-    raw: Intrinsics
-    rectified: Intrinsics
-    distortion: tuple[float, ...] = ()
-    model: str = ''
-    rotation: np.ndarray = field(default_factory=lambda: np.eye(3))
-    baseline: tuple[float, float] = (0.0, 0.0)
-    frame_id: str = ''
-
-    @property
-    def is_distorted(self) -> bool:
-        """Tell whether the lens bends straight lines."""
-        return any(self.distortion)
-
-    @classmethod
-    def from_message(cls, info: CameraInfo) -> Calibration:
-        """Read a camera_info.
-
-        K, P and D describe the full sensor; a region of interest and binning are applied to them.
-        A pixel of a binned picture is the mean of `binning` sensor pixels, so that the picture's
-        first pixel centre lies at (binning - 1) / 2 of the sensor.
-
-        Raises:
-            CalibrationError: no size, all-zero or broken K, or an impossible region.
-        """
-        if info.width <= 0 or info.height <= 0:
-            raise CalibrationError(
-                f'camera_info has the size {info.width}x{info.height}: publish the size of the '
-                'images that K belongs to'
-            )
-        if not any(info.k):
-            raise CalibrationError(
-                'camera_info has an all-zero K; metric depth needs a calibrated camera: set '
-                'focal_length_px or publish K'
-            )
-        region = info.roi
-        width, height = region.width or info.width, region.height or info.height
-        if region.x_offset + width > info.width or region.y_offset + height > info.height:
-            raise CalibrationError(
-                f'camera_info has a region of {width}x{height} at ({region.x_offset}, '
-                f'{region.y_offset}) that leaves the {info.width}x{info.height} sensor: '
-                'publish the region that the driver reads out'
-            )
-        binning_x, binning_y = max(info.binning_x, 1), max(info.binning_y, 1)
-
-        def delivered(fx: float, fy: float, cx: float, cy: float) -> Intrinsics:
-            return Intrinsics(
-                width=max(width // binning_x, 1),
-                height=max(height // binning_y, 1),
-                fx=fx / binning_x,
-                fy=fy / binning_y,
-                cx=(cx - region.x_offset + 0.5) / binning_x - 0.5,
-                cy=(cy - region.y_offset + 0.5) / binning_y - 0.5,
-            )
-
-        k, p, r = info.k, info.p, np.array(info.r, np.float64).reshape(3, 3)
-        try:
-            raw = delivered(k[0], k[4], k[2], k[5])
-            rectified = delivered(p[0], p[5], p[2], p[6]) if any(p) else raw
-        except ValueError as error:
-            raise CalibrationError(f'camera_info: {error}') from error
-        if not np.isfinite(r).all() or not all(math.isfinite(d) for d in info.d):
-            raise CalibrationError(
-                'camera_info has numbers in D or R that are not finite: calibrate the camera'
-            )
-        return cls(
-            raw=raw,
-            rectified=rectified,
-            distortion=tuple(info.d),
-            model=info.distortion_model,
-            rotation=r if r.any() else np.eye(3),
-            baseline=(p[3] / binning_x, p[7] / binning_y) if any(p) else (0.0, 0.0),
-            frame_id=info.header.frame_id,
-        )
-
-    @classmethod
-    def from_focal_length(cls, focal_length: float, height: int, width: int) -> Calibration:
-        """Return a camera without distortion whose axis meets the middle of the picture."""
-        intrinsics = Intrinsics(
-            width, height, focal_length, focal_length, (width - 1) / 2, (height - 1) / 2
-        )
-        return cls(intrinsics, intrinsics)
-
-
 class Rectifier:
     """Removes lens distortion; keeps the maps of the last calibration."""
 
@@ -239,32 +141,51 @@ class Rectifier:
         self._calibration: Calibration | None = None
         self._maps: tuple[np.ndarray, np.ndarray] | None = None
         self._rectified: np.ndarray | None = None
+        self._raw_valid: np.ndarray | None = None
+        self._valid: np.ndarray | None = None
 
     def rectify(self, frame: CameraFrame, calibration: Calibration) -> CameraFrame:
         """Return the frame as the rectified camera of `calibration` sees it, in rgb8.
 
-        The pixels are valid until the next call.
+        What the lens does not show is not valid. The pixels last until the next call.
 
         Raises:
             FrameRejected: the distortion model is unknown.
         """
-        if calibration is not self._calibration:
+        if calibration is not self._calibration or frame.valid is not self._raw_valid:
             self._maps = self._make_maps(calibration)
-            self._calibration = calibration
+            self._valid = self._find_valid(frame, self._maps)
+            self._calibration, self._raw_valid = calibration, frame.valid
         assert self._maps is not None
         rgb = to_rgb(frame.pixels, frame.encoding)
         if self._rectified is None or self._rectified.shape != rgb.shape:
             self._rectified = np.empty_like(rgb)
         cv2.remap(rgb, *self._maps, cv2.INTER_LINEAR, dst=self._rectified)
         return replace(
-            frame, pixels=self._rectified, encoding='rgb8', intrinsics=calibration.rectified
+            frame,
+            pixels=self._rectified,
+            encoding='rgb8',
+            intrinsics=calibration.rectified,
+            valid=self._valid,
         )
+
+    @staticmethod
+    def _find_valid(frame: CameraFrame, maps: tuple[np.ndarray, np.ndarray]) -> np.ndarray | None:
+        """Return which rectified pixels the lens shows; None for all of them."""
+        raw = frame.valid
+        if raw is None:
+            raw = np.full(picture_size(frame.pixels, frame.encoding), 255, np.uint8)
+        # A pixel that is mixed with what lies beyond the picture is not valid either.
+        valid = cv2.remap(raw, *maps, cv2.INTER_LINEAR)
+        return None if valid.min() == 255 else (valid == 255).view(np.uint8)
 
     @staticmethod
     def _make_maps(calibration: Calibration) -> tuple[np.ndarray, np.ndarray]:
         raw, rectified = calibration.raw, calibration.rectified
         size = (rectified.width, rectified.height)
         distortion = np.array(calibration.distortion, np.float64)
+        if calibration.model not in _FISHEYE | _OPENCV_MODELS:
+            raise FrameRejected('bad_data', _cannot_rectify(calibration))
         try:
             make = (
                 cv2.fisheye.initUndistortRectifyMap
@@ -280,12 +201,15 @@ class Rectifier:
                 cv2.CV_16SC2,
             )
         except cv2.error as error:
-            raise FrameRejected(
-                'bad_data',
-                f'the distortion model {calibration.model!r} with {distortion.size} coefficients '
-                'cannot be rectified: publish plumb_bob, rational_polynomial or equidistant, or '
-                'set rectify to false',
-            ) from error
+            raise FrameRejected('bad_data', _cannot_rectify(calibration)) from error
+
+
+def _cannot_rectify(calibration: Calibration) -> str:
+    return (
+        f'the distortion model {calibration.model!r} with {len(calibration.distortion)} '
+        'coefficients cannot be rectified: publish plumb_bob, rational_polynomial or equidistant, '
+        'or set rectify to false'
+    )
 
 
 def writable_array(message: Image, height: int, width: int, encoding: str) -> np.ndarray:

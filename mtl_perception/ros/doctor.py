@@ -19,11 +19,11 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from mtl_perception.bundle import BundleError, ModelBundle
+from mtl_perception.calibration import Calibration, CalibrationError, is_named_rectified
+from mtl_perception.encodings import picture_size
 from mtl_perception.engines import EngineError, open_engine
 from mtl_perception.ros import environment, qos
 from mtl_perception.ros.conversions import (
-    Calibration,
-    CalibrationError,
     FrameRejected,
     frame_from_compressed,
     frame_from_image,
@@ -283,6 +283,10 @@ class GraphExamination:
             kind = next((k for k in kinds if k in (_IMAGE, _COMPRESSED)), None)
             if kind is None or (self._image is not None and topic != self._image):
                 continue
+            base, _, transport = topic.rpartition('/')
+            other = transport != 'compressed' and _IMAGE in types.get(base, ())
+            if self._image is None and (other or transport == 'compressedDepth'):
+                continue  # image_transport offers a picture in ways that the node does not take
             publishers = self._node.get_publishers_info_by_topic(topic)
             if publishers and not any(_full_name(info) in ours for info in publishers):
                 found[topic] = kind
@@ -408,6 +412,10 @@ class GraphExamination:
         message = heard.last
         try:
             if heard.kind == _COMPRESSED:
+                if 'compressedDepth' in message.format:
+                    return Finding(
+                        Severity.OK, topic, f'{message.format}: measurements, no camera picture'
+                    )
                 frame = frame_from_compressed(message, _LARGEST_PIXELS)
             else:
                 if message.encoding in _DEPTH_ENCODINGS:
@@ -422,7 +430,7 @@ class GraphExamination:
                 str(rejection),
                 'set the camera driver to rgb8 or bgr8, or use transport:=compressed',
             )
-        height, width = frame.pixels.shape[:2]
+        height, width = picture_size(frame.pixels, frame.encoding)
         how = 'transport:=compressed' if heard.kind == _COMPRESSED else 'transport:=raw'
         base = topic.removesuffix('/compressed')
         return Finding(
@@ -471,7 +479,7 @@ class GraphExamination:
                 'does not belong to the images: ' + '; '.join(problems),
                 'publish the calibration of the delivered size and the same frame_id',
             )
-        if calibration.is_distorted and 'rect' not in topic.rpartition('/')[2]:
+        if calibration.is_distorted and not is_named_rectified(topic):
             return Finding(
                 Severity.WARNING,
                 info_topic,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 
 from launch import LaunchContext, LaunchDescription
@@ -86,11 +87,15 @@ def perception_node(
 
 
 def rviz(given: Mapping[str, str]) -> Node:
-    """Return RViz with the package's view."""
+    """Return RViz with the package's view, of the node in the namespace given."""
+    view = shared_folder('config') / 'perception.rviz'
+    topics = sorted(set(re.findall(r'/perception/\S+', view.read_text(encoding='utf-8'))))
+    namespace = given['namespace'].strip('/')
     return Node(
         package='rviz2',
         executable='rviz2',
-        arguments=['-d', str(shared_folder('config') / 'perception.rviz')],
+        arguments=['-d', str(view)],
+        remappings=[(topic, f'/{namespace}{topic}') for topic in topics] if namespace else [],
         parameters=[{'use_sim_time': is_true(given['use_sim_time'])}],
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import rclpy
@@ -73,6 +73,7 @@ def replay_live(
     split: str | None = None,
     limit: int = 0,
     fps: float = 30.0,
+    images: Sequence[str] = (),
     rate: float = 1.0,
     in_step: bool = False,
     parameters: Mapping[str, object] | None = None,
@@ -87,6 +88,7 @@ def replay_live(
         split: of a data set.
         limit: pictures of the first camera to play; 0 plays all.
         fps: of folders.
+        images: of bags, the cameras of which the first one is used; empty: found by type and name.
         rate: speed; 1 is as recorded.
         in_step: play a picture only when the fate of those before it is known, so that even a slow
             machine drops none; `rate` is then a limit.
@@ -99,7 +101,7 @@ def replay_live(
         BundleError: the bundle can't be used.
         LiveError: the node did not start, or ended.
     """
-    source = open_source(Path(path), split=split, limit=limit, fps=fps)
+    source = open_source(Path(path), split=split, limit=limit, fps=fps, images=images)
     loaded = ModelBundle.load(bundle)
     program = perception_program(loaded, parameters)
     result = replay_through(
@@ -152,7 +154,7 @@ def replay_through(
                 on_picture(picture)
 
         node = rclpy.create_node('player', context=context, start_parameter_services=False)
-        options = PlayOptions(rate=rate, stamp='now')
+        options = PlayOptions(rate=rate, stamp='now', wait_for=(camera.name,))
         allowed = 1 if in_step else in_flight
         gate = (lambda: collector.wait(ANSWER_S, allowed - 1)) if allowed else None
         player = Player(node, source, options, on_picture=played, gate=gate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import gc
 import logging
@@ -32,9 +33,10 @@ from std_srvs.srv import SetBool
 from mtl_perception.allocator import keep_freed_memory
 from mtl_perception.bundle import BundleError, ModelBundle
 from mtl_perception.engines import EngineError, open_engine
+from mtl_perception.engines._interface import KEPT_PLANS
 from mtl_perception.perceiver import Perceiver
 from mtl_perception.ros import environment, qos
-from mtl_perception.ros.camera import Camera
+from mtl_perception.ros.camera import Camera, MaskError
 from mtl_perception.ros.diagnostics import Identity, camera_status, engine_status
 from mtl_perception.ros.labels import LabelGroupsError, LabelSpace
 from mtl_perception.ros.parameters import (
@@ -57,9 +59,9 @@ from mtl_perception.srv import SaveFrame
 
 _DIAGNOSTICS_PERIOD_S = 1.0
 _GRAPH_PERIOD_S = 0.2
-_WARM_BATCHES = 4
 _SAVE_TIMEOUT_S = 5.0
-
+# What engines and bundles log goes to the node's log, from INFO on.
+_LIBRARY_LOG = logging.getLogger('mtl_perception')
 
 _Transition = Callable[['PerceptionNode', LifecycleState], TransitionCallbackReturn]
 
@@ -141,7 +143,8 @@ class PerceptionNode(LifecycleNode):
             camera.update(self._settings, camera_settings[camera.name])
         self._receiver = Receiver(self, self._watched, self._receive)
         self._log_bridge = _LogBridge(self.get_logger())
-        logging.getLogger('mtl_perception').addHandler(self._log_bridge)
+        _LIBRARY_LOG.addHandler(self._log_bridge)
+        _LIBRARY_LOG.setLevel(logging.INFO)
         self.add_on_set_parameters_callback(self._on_parameters)
         self.create_service(SetBool, '~/set_enabled', self._on_set_enabled)
         # Of its own, for it waits for a frame, which the default group would hold back.
@@ -188,7 +191,7 @@ class PerceptionNode(LifecycleNode):
         """Stop the worker, free the engine and leave the graph."""
         self._stop()
         self._release()
-        logging.getLogger('mtl_perception').removeHandler(self._log_bridge)
+        _LIBRARY_LOG.removeHandler(self._log_bridge)
         super().destroy_node()
 
     # Lifecycle
@@ -201,7 +204,7 @@ class PerceptionNode(LifecycleNode):
         """
         try:
             self._load_bundle()
-        except (BundleError, EngineError, LabelGroupsError, ParameterError) as error:
+        except (BundleError, EngineError, LabelGroupsError, MaskError, ParameterError) as error:
             self.get_logger().error(str(error))
             self._release()
             return TransitionCallbackReturn.FAILURE
@@ -268,6 +271,8 @@ class PerceptionNode(LifecycleNode):
 
     def _load_bundle(self) -> None:
         settings = self._settings
+        for camera in self._cameras:
+            camera.load_mask()
         bundle = ModelBundle.load(settings.bundle)
         self._labels = self._label_space(settings, bundle)
         size = parse_size(settings.input_size)
@@ -284,7 +289,7 @@ class PerceptionNode(LifecycleNode):
             engine, bundle, input_size=size, output_size=settings.output_size
         )
         warm_size = bundle.input_size if isinstance(size, str) else size
-        for batch in range(1, min(len(self._cameras), _WARM_BATCHES) + 1):
+        for batch in range(1, min(len(self._cameras), KEPT_PLANS) + 1):
             engine.infer(engine.input_buffer(batch, warm_size))
         self._identity = Identity(
             bundle=bundle.name,
@@ -297,9 +302,9 @@ class PerceptionNode(LifecycleNode):
         profile = qos.profile(
             qos.RELIABILITIES[settings.output_reliability], settings.output_depth
         )
-        self._channels = [
-            Channel(self, camera, bundle, self._transforms, profile) for camera in self._cameras
-        ]
+        # One by one: where one fails, those before it are still to be closed.
+        for camera in self._cameras:
+            self._channels.append(Channel(self, camera, bundle, self._transforms, profile))
 
     @staticmethod
     def _label_space(settings: Settings, bundle: ModelBundle) -> LabelSpace:
@@ -346,7 +351,18 @@ class PerceptionNode(LifecycleNode):
             values[declared.name] = self.declare_parameter(
                 declared.name, default, declared.descriptor
             ).value
+        self._warn_of_unknown_parameters()
         return read(values, cameras)
+
+    def _warn_of_unknown_parameters(self) -> None:
+        """Name values that were given to no parameter: a slip would pass as the default."""
+        known = [*self._declared, 'use_sim_time']
+        for name in self._parameter_overrides:
+            if self.has_parameter(name) or name.startswith('qos_overrides.'):
+                continue
+            alike = difflib.get_close_matches(name, known, 1)
+            hint = f': is {alike[0]} meant?' if alike else '; see config/perception.yaml'
+            self.get_logger().warning(f'there is no parameter {name}, its value is ignored{hint}')
 
     def _on_parameters(self, changes: list[Parameter]) -> SetParametersResult:
         """Check changes as a whole and take them over, or say why not."""
@@ -479,6 +495,8 @@ class PerceptionNode(LifecycleNode):
             self._receiver.refresh()
         if self._processor is not None:
             self._processor.expect()
+        for channel in self._channels:
+            channel.scenes.refresh_reference()
         self._transforms.listen()
         self._show_inherited()
 

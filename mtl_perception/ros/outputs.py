@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -11,15 +12,16 @@ import numpy as np
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
 from mtl_perception import views
 from mtl_perception.bundle import ModelBundle
+from mtl_perception.calibration import Calibration
 from mtl_perception.encodings import can_resize, to_rgb
 from mtl_perception.frames import CameraFrame, Prediction
 from mtl_perception.ros import qos
-from mtl_perception.ros.conversions import Calibration, fill_camera_info, writable_array
+from mtl_perception.ros.conversions import fill_camera_info, writable_array
 from mtl_perception.ros.labels import LabelSpace
 from mtl_perception.ros.parameters import Settings
 
@@ -35,6 +37,16 @@ _IMAGES = {
 }
 """Image topics and the network's outputs that each one shows."""
 
+_COMPRESSED = '/compressed'
+_FORMATS = {
+    'segmentation/mask': 'png',  # labels stay exact
+    'segmentation/color': 'png',
+    'segmentation/overlay': 'jpeg',
+    'depth/color': 'jpeg',
+    'normals/color': 'jpeg',
+}
+"""Image topics that are also sent compressed, below image_transport's name for that."""
+
 _INFOS = {
     'segmentation/camera_info': 'label',
     'depth/camera_info': 'depth',
@@ -42,6 +54,7 @@ _INFOS = {
 }
 
 _OVERLAY = 'segmentation/overlay'
+_JPEG_QUALITY = 85
 _NEED_SURE_LABELS = frozenset({'segmentation/mask', 'segmentation/color', _OVERLAY})
 
 _MILLIMETRES = 1000.0
@@ -87,12 +100,19 @@ class ImageOutputs:
         available = bundle.outputs
         self._publishers: dict[str, Publisher] = {}
         self._images: dict[str, Image] = {}
+        self._compressed: dict[str, CompressedImage] = {}
         self._infos: dict[str, CameraInfo] = {}
         self._sure_label = np.empty((0, 0), np.uint8)
         for topic, needed in _IMAGES.items():
             if set(needed) <= set(available) or (topic == _OVERLAY and 'boxes' in available):
                 self._publishers[topic] = _publisher(node, Image, prefix + topic, profile)
                 self._images[topic] = Image()
+                if topic in _FORMATS:
+                    name = topic + _COMPRESSED
+                    self._publishers[name] = _publisher(
+                        node, CompressedImage, prefix + name, profile
+                    )
+                    self._compressed[topic] = CompressedImage()
         for topic, needs in _INFOS.items():
             if needs in available:
                 self._publishers[topic] = _publisher(node, CameraInfo, prefix + topic, profile)
@@ -114,17 +134,19 @@ class ImageOutputs:
         return {
             topic
             for topic, publisher in self._publishers.items()
-            if topic in enabled and publisher.get_subscription_count() > 0
+            if topic.removesuffix(_COMPRESSED) in enabled
+            and publisher.get_subscription_count() > 0
         }
 
     @staticmethod
     def needed(wanted: Collection[str], settings: Settings) -> set[str]:
         """Return the network's outputs that these topics show."""
+        wanted = _shown(wanted)
         needed = {name for topic in wanted for name in _IMAGES.get(topic, ())}
         if _OVERLAY in wanted:
             needed |= {'boxes', 'class_scores'}
         needed |= {_INFOS[topic] for topic in wanted if topic in _INFOS}
-        if settings.confidence_threshold > 0 and _NEED_SURE_LABELS & set(wanted):
+        if settings.confidence_threshold > 0 and _NEED_SURE_LABELS & wanted:
             needed.add('confidence')
         return needed
 
@@ -139,8 +161,8 @@ class ImageOutputs:
             labels: label space of mask, color and overlay.
             settings: of the node.
         """
-        prediction = perceived.prediction
-        if _NEED_SURE_LABELS & set(wanted) and prediction.label is not None:
+        prediction, shown = perceived.prediction, _shown(wanted)
+        if _NEED_SURE_LABELS & shown and prediction.label is not None:
             if self._sure_label.shape != prediction.label.shape:
                 self._sure_label = np.empty(prediction.label.shape, np.uint8)
             labels.apply(
@@ -151,10 +173,15 @@ class ImageOutputs:
             )
         filled: Filled = []
         for topic, image in self._images.items():
-            if topic in wanted:
+            if topic in shown:
                 self._fill(topic, image, perceived, labels, settings)
                 image.header = perceived.header
+            if topic in wanted:
                 filled.append((self._publishers[topic], image))
+            if topic + _COMPRESSED in wanted:
+                compressed = self._compressed[topic]
+                _compress(image, _FORMATS[topic], compressed)
+                filled.append((self._publishers[topic + _COMPRESSED], compressed))
         size = prediction.size
         for topic, info in self._infos.items():
             if topic in wanted:
@@ -231,6 +258,25 @@ class ImageOutputs:
             views.draw_lines(
                 out, views.describe_classes(self._attributes, prediction.class_scores)
             )
+
+
+def _shown(topics: Collection[str]) -> set[str]:
+    """Return the pictures that these topics show, compressed or not."""
+    return {topic.removesuffix(_COMPRESSED) for topic in topics}
+
+
+def _compress(image: Image, kind: str, out: CompressedImage) -> None:
+    """Write a filled mono8 or rgb8 message as 'png' or 'jpeg', as image_transport does."""
+    pixels = np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, -1)
+    if image.encoding == 'rgb8':
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY] if kind == 'jpeg' else []
+    _, data = cv2.imencode(f'.{kind}', pixels, quality)
+    out.header = image.header
+    # Colours are stored as OpenCV has them, which is what readers are told.
+    stored = 'bgr8' if image.encoding == 'rgb8' else image.encoding
+    out.format = f'{image.encoding}; {kind} compressed {stored}'
+    out.data = array.array('B', data.tobytes())
 
 
 def picture(frame: CameraFrame, height: int, width: int) -> np.ndarray:

@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 import yaml
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.exceptions import InvalidTopicNameException
+from rclpy.validate_topic_name import validate_topic_name
 
 LIVE = 'live'
 CONFIGURE = 'configure'
@@ -108,8 +110,15 @@ class CameraSettings:
     input_rectified: str = _parameter(
         'auto',
         'Whether the images are rectified already, so that P of camera_info describes them and '
-        'not K and D. auto: when the last part of the topic contains "rect".',
+        'not K and D. auto: when the last or last but one name of the topic has the word rect or '
+        'rectified, as image_rect.',
         choices=('auto', 'true', 'false'),
+    )
+    mask: str = _parameter(
+        '',
+        "Picture file of the size or aspect of the camera's, black where the robot itself or its "
+        'housing is in view: there the outputs know nothing (label 255, depth NaN); empty: none.',
+        when=CONFIGURE,
     )
     rotate: int = _parameter(
         0,
@@ -151,16 +160,26 @@ class CameraSettings:
     )
 
     def __post_init__(self) -> None:
-        """Refuse a pose that is none.
+        """Refuse a pose that is none, and topics that cannot be.
 
         Raises:
-            ParameterError: not six finite numbers.
+            ParameterError: not six finite numbers, or no topic's name.
         """
         pose = self.camera_pose
         if pose and (len(pose) != 6 or not all(math.isfinite(number) for number in pose)):
             raise ParameterError(
                 f'camera_pose: {list(pose)} is no pose: give x, y, z, roll, pitch, yaw or nothing'
             )
+        for name in ('camera_info_topic', 'scale_reference_topic'):
+            topic = getattr(self, name)
+            try:
+                if topic:
+                    validate_topic_name(topic)
+            except InvalidTopicNameException as error:
+                raise ParameterError(
+                    f"{name}: {topic!r} is no topic's name: letters, digits, '_' and '/' are "
+                    'expected'
+                ) from error
 
 
 @dataclass(frozen=True)

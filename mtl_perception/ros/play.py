@@ -6,7 +6,8 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import rclpy
@@ -36,6 +37,8 @@ def play(
     fps: float = 30.0,
     transport: str = 'raw',
     limit: int = 0,
+    topics: Collection[str] = (),
+    all_topics: bool = False,
     camera_info: Path | None = None,
     k: str | None = None,
     quiet: bool = False,
@@ -49,6 +52,8 @@ def play(
         fps: of folders.
         transport: of folders, 'raw' or 'compressed'.
         limit: pictures of the first camera to play; 0 plays all.
+        topics: play only these; empty: all but what a perception node published.
+        all_topics: play what a perception node published, too.
         camera_info: a calibration file that replaces the recorded calibration.
         k: 'fx,fy,cx,cy', the same in four numbers.
         quiet: print nothing but errors.
@@ -57,7 +62,15 @@ def play(
         SourceError: one sentence about what can't be played.
     """
     console = Console(stderr=True, quiet=quiet, soft_wrap=True)
-    source = open_source(path, split=split, fps=fps, transport=transport, limit=limit)
+    source = open_source(
+        path,
+        split=split,
+        fps=fps,
+        transport=transport,
+        limit=limit,
+        topics=topics,
+        all_topics=all_topics,
+    )
     if camera_info is not None and k is not None:
         raise SourceError('a camera_info file and K were both given: give one of them')
     if camera_info is not None:
@@ -86,8 +99,8 @@ def _play(
 ) -> PlayResult:
     with _progress(source, options, console) as advance:
         player = Player(node, source, options, on_picture=advance)
-        for topic, reason in source.left_out.items():
-            console.print(f'left out {topic}: {reason}', style='yellow', highlight=False)
+        for sentence in _left_out(source):
+            console.print(sentence, style='yellow', highlight=False)
         for topic, kind in sorted(player.topics.items()):
             console.print(f'publishing {topic}  [dim]{kind}[/dim]', highlight=False)
         result = player.play(stop)
@@ -106,6 +119,14 @@ def _play(
             highlight=False,
         )
     return result
+
+
+def _left_out(source: Source) -> list[str]:
+    """Return a sentence for each reason why topics are not played."""
+    topics_of: dict[str, list[str]] = defaultdict(list)
+    for topic, reason in source.left_out.items():
+        topics_of[reason].append(topic)
+    return [f'left out {", ".join(topics)}: {reason}' for reason, topics in topics_of.items()]
 
 
 @contextlib.contextmanager

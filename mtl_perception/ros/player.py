@@ -42,7 +42,8 @@ class PlayOptions:
             stamp in the recording share one again); 'bag' leaves the recorded stamps.
         clock: publish the recording's time on /clock, for nodes with use_sim_time.
         remap: recorded topic name -> name to publish under.
-        wait_s: wait up to that long until every camera topic has a subscriber; 0 starts at once.
+        wait_s: wait up to that long for subscribers; 0 starts at once.
+        wait_for: recorded topics that must have a subscriber; empty: any one camera topic.
         reliability: 'auto' offers what was offered when it was recorded.
         depth: messages a publisher keeps for slow reliable subscribers.
     """
@@ -54,6 +55,7 @@ class PlayOptions:
     clock: bool = False
     remap: Mapping[str, str] = field(default_factory=dict)
     wait_s: float = 0.0
+    wait_for: Sequence[str] = ()
     reliability: Literal['auto', 'reliable', 'best_effort'] = 'auto'
     depth: int = 10
 
@@ -119,7 +121,8 @@ class Player:
         gate: called before the messages of each new moment; playing waits until it returns.
 
     Raises:
-        SourceError: a topic to remap isn't in the source, or `start_s` lies behind its end.
+        SourceError: a topic to remap or to wait for isn't in the source, or `start_s` lies behind
+            its end.
     """
 
     def __init__(
@@ -161,30 +164,36 @@ class Player:
         self._clock = None
 
     def wait_for_subscribers(self, wait_s: float, stop: threading.Event | None = None) -> None:
-        """Wait until every camera topic has a subscriber, and a while for those of camera_info.
+        """Wait until all of `wait_for`, or any one camera topic where it is empty, is subscribed.
+
+        Then wait a while for subscribers of the camera_info beside it.
 
         Raises:
             SourceError: nobody subscribed within `wait_s` seconds.
         """
         stop = stop or threading.Event()
         deadline = time.monotonic() + wait_s
-        infos = {sibling(name, 'camera_info') for name in self._source.cameras}
-        infos &= self._publishers.keys()
+        names, enough = self._options.wait_for, all
+        if not names:
+            names, enough = self._source.cameras, any
         matched_since = None
         while not stop.is_set():
             now = time.monotonic()
-            lonely = [name for name in self._source.cameras if not self._subscribers(name)]
-            if lonely:
+            subscribed = [name for name in names if self._subscribers(name)]
+            if not enough(name in subscribed for name in names):
                 matched_since = None
                 if now > deadline:
-                    names = ', '.join(self._name(name) for name in lonely)
+                    lonely = ' or '.join(
+                        self._name(name) for name in names if name not in subscribed
+                    )
                     raise SourceError(
-                        f'nobody subscribed to {names} within {wait_s:g} s: start the node, or '
+                        f'nobody subscribed to {lonely} within {wait_s:g} s: start the node, or '
                         'compare topic names and ROS_DOMAIN_ID on both sides'
                     )
             else:
                 matched_since = matched_since or now
-                heard = all(self._subscribers(name) for name in infos)
+                infos = {sibling(name, 'camera_info') for name in subscribed}
+                heard = all(self._subscribers(name) for name in infos & self._publishers.keys())
                 if now - matched_since > (SETTLE_S if heard else INFO_WAIT_S):
                     return
             stop.wait(0.02)
@@ -233,12 +242,16 @@ class Player:
 
     def _check_options(self) -> None:
         known = {topic.name for topic in self._source.topics}
-        for name in self._options.remap:
-            if name not in known:
-                raise SourceError(
-                    f'there is no topic {name} to remap: this source has '
-                    f'{", ".join(sorted(known))}'
-                )
+        for what, names in (
+            ('remap', self._options.remap),
+            ('wait for', self._options.wait_for),
+        ):
+            for name in names:
+                if name not in known:
+                    raise SourceError(
+                        f'there is no topic {name} to {what}: this source has '
+                        f'{", ".join(sorted(known))}'
+                    )
         if self._options.start_s * 1e9 > self._source.duration_ns:
             raise SourceError(
                 f'start {self._options.start_s:g} s lies behind the end: there are only '

@@ -45,37 +45,34 @@ class TransformSource:
         self._buffer = None
         self._listener = None
         self._wanted = False
-        self.problem = ''
+        self._missing = ''
 
-    def lookup(self, base_frame: str, frame_id: str) -> np.ndarray | None:
-        """Return the newest base_from_camera, float64 [4, 4]; None where it is not known.
+    def lookup(self, base_frame: str, frame_id: str) -> tuple[np.ndarray | None, str]:
+        """Return the newest base_from_camera, float64 [4, 4], or None and why it is not known.
 
-        `problem` says why then. May be called in any thread; the first call only asks the
-        executor to begin to listen.
+        May be called in any thread; the first call only asks the executor to begin to listen.
         """
         self._wanted = True
         if self._buffer is None:
-            return None
+            return None, self._missing
         try:
             transform = self._buffer.lookup_transform(base_frame, frame_id, Time())
         except Exception as error:  # tf2's exceptions have no common class in all distributions
-            self.problem = f'TF knows no way from {frame_id!r} to {base_frame!r}: {error}'
-            return None
-        self.problem = ''
+            return None, f'TF knows no way from {frame_id!r} to {base_frame!r}: {error}'
         q, t = transform.transform.rotation, transform.transform.translation
         matrix = np.eye(4)
         matrix[:3, :3] = quaternion_matrix(q.x, q.y, q.z, q.w)
         matrix[:3, 3] = t.x, t.y, t.z
-        return matrix
+        return matrix, ''
 
     def listen(self) -> None:
         """Subscribe to TF if it is wanted; call it on the executor."""
-        if not self._wanted or self._buffer is not None or self.problem:
+        if not self._wanted or self._buffer is not None or self._missing:
             return
         try:
             import tf2_ros
         except ImportError:
-            self.problem = (
+            self._missing = (
                 "tf2_ros is not installed, so the camera's place on the robot is unknown: set "
                 'camera_pose, or install ros-<distro>-tf2-ros-py'
             )
@@ -88,7 +85,7 @@ class TransformSource:
         if self._listener is not None:
             self._listener.unregister()
         self._buffer = self._listener = None
-        self._wanted, self.problem = False, ''
+        self._wanted, self._missing = False, ''
 
 
 def quaternion_matrix(x: float, y: float, z: float, w: float) -> np.ndarray:

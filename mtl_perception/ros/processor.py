@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,23 +15,18 @@ from rclpy.qos import QoSProfile
 from std_msgs.msg import Header
 
 from mtl_perception.bundle import ModelBundle
+from mtl_perception.calibration import Calibration
 from mtl_perception.class_filter import ClassFilter
-from mtl_perception.encodings import picture_size, to_rgb
+from mtl_perception.encodings import picture_size
 from mtl_perception.frames import CameraFrame, Prediction
 from mtl_perception.msg import PerceptionStatus
+from mtl_perception.orientation import turn_frame, turn_prediction
 from mtl_perception.perceiver import Perceiver
 from mtl_perception.ros import qos
 from mtl_perception.ros.camera import Arrival, Camera
-from mtl_perception.ros.conversions import (
-    Calibration,
-    FrameRejected,
-    Reason,
-    Rectifier,
-    to_nanoseconds,
-)
+from mtl_perception.ros.conversions import FrameRejected, Reason, Rectifier, to_nanoseconds
 from mtl_perception.ros.label_info import LabelInfoOutput
 from mtl_perception.ros.labels import LabelSpace
-from mtl_perception.ros.orientation import turn_image, turn_intrinsics, turn_prediction
 from mtl_perception.ros.outputs import Filled, ImageOutputs, Perceived
 from mtl_perception.ros.parameters import Settings
 from mtl_perception.ros.poses import TransformSource
@@ -164,6 +159,7 @@ class _Pending:
         upright: the same, turned for the network.
         calibration: of the input; None when unknown.
         rectified: whether `frame` has no distortion left.
+        degrees: clockwise turn that made `upright` of `frame`.
         wanted: topics to publish.
         durations_ms: of the stages so far.
         batch_size: frames that share the inference.
@@ -176,6 +172,7 @@ class _Pending:
     upright: CameraFrame
     calibration: Calibration | None
     rectified: bool
+    degrees: int
     wanted: set[str]
     durations_ms: dict[str, float]
     batch_size: int = 1
@@ -269,7 +266,8 @@ class Processor:
                 intrinsics = calibration.rectified if rectified else calibration.raw
                 frame = replace(frame, intrinsics=intrinsics)
         decoded = time.perf_counter()
-        upright = _turn(frame, camera.settings.rotate)
+        degrees = camera.settings.rotate  # which may change while the frame is on its way
+        upright = turn_frame(frame, degrees)
         camera.accept()
         return _Pending(
             channel=channel,
@@ -279,6 +277,7 @@ class Processor:
             upright=upright,
             calibration=calibration,
             rectified=rectified,
+            degrees=degrees,
             wanted=channel.wanted(settings.outputs),
             durations_ms={
                 'queue': queue_ms,
@@ -298,10 +297,13 @@ class Processor:
 
     def _perceive(
         self, pending: list[_Pending], settings: Settings
-    ) -> list[tuple[_Pending, Prediction]]:
-        """Run the network on all frames at once, or one by one where one of them fails."""
+    ) -> Iterator[tuple[_Pending, Prediction]]:
+        """Run the network on all frames at once, or one by one where one of them fails.
+
+        A prediction is valid until the next one is asked for: the arrays are the engine's.
+        """
         if not pending:
-            return []
+            return
         needed = set().union(*(f.channel.needed(f.wanted, settings) for f in pending))
         for frame in pending:
             frame.batch_size = len(pending)
@@ -312,17 +314,18 @@ class Processor:
         except Exception as error:
             if len(pending) == 1:
                 self._fail(pending[0].channel.camera, 'engine_failed', error)
-                return []
-            return [pair for frame in pending for pair in self._perceive([frame], settings)]
-        return list(zip(pending, predictions, strict=True))
+                return
+            for frame in pending:
+                yield from self._perceive([frame], settings)
+        else:
+            yield from zip(pending, predictions, strict=True)
 
     def _hand_over(self, frame: _Pending, prediction: Prediction, settings: Settings) -> None:
         """Fill a frame's messages and give them to the sender."""
         channel, durations = frame.channel, frame.durations_ms
-        degrees = channel.camera.settings.rotate
         began = time.perf_counter()
         timings = prediction.timings_ms
-        upright, prediction = prediction, turn_prediction(prediction, -degrees)
+        upright, prediction = prediction, turn_prediction(prediction, -frame.degrees)
         turned = time.perf_counter()
         durations['resize'] += timings.get('prepare', 0.0)
         durations['infer'] = timings.get('infer', 0.0)
@@ -343,7 +346,9 @@ class Processor:
         if channel.save_request is not None and not _lacks(prediction, self._perceiver):
             self._save(frame, prediction)
         filled = channel.images.fill(perceived, frame.wanted, self._labels(), settings)
-        filled += channel.scenes.fill(frame.header, frame.upright, upright, frame.wanted, settings)
+        filled += channel.scenes.fill(
+            frame.header, frame.upright, upright, frame.degrees, frame.wanted, settings
+        )
         scale = channel.scenes.applied_scale
         filled += channel.things.fill(perceived, frame.wanted, settings, scale)
         size = prediction.size or (0, 0)
@@ -468,16 +473,3 @@ def _remember(
 def _lacks(prediction: Prediction, perceiver: Perceiver) -> bool:
     """Tell whether a prediction was made before all outputs were asked for."""
     return any(getattr(prediction, name) is None for name in perceiver.bundle.outputs)
-
-
-def _turn(frame: CameraFrame, degrees: int) -> CameraFrame:
-    """Return the frame turned clockwise; itself for 0 degrees."""
-    if degrees == 0:
-        return frame
-    intrinsics = frame.intrinsics
-    return replace(
-        frame,
-        pixels=turn_image(to_rgb(frame.pixels, frame.encoding), degrees),
-        encoding='rgb8',
-        intrinsics=turn_intrinsics(intrinsics, degrees) if intrinsics else None,
-    )

@@ -7,7 +7,7 @@ from collections import deque
 
 import numpy as np
 from rclpy.node import Node
-from rclpy.qos import ReliabilityPolicy
+from rclpy.qos import QoSProfile
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import Image, LaserScan
 from std_msgs.msg import Header
@@ -19,9 +19,9 @@ from mtl_perception.geometry.scale import (
     scale_from_depths,
     scale_from_scan,
 )
+from mtl_perception.orientation import turn_image
 from mtl_perception.ros import qos
 from mtl_perception.ros.conversions import to_nanoseconds
-from mtl_perception.ros.orientation import turn_image
 from mtl_perception.ros.poses import TransformSource
 
 LASER_SCAN, DEPTH_IMAGE = 'laser_scan', 'depth_image'
@@ -51,18 +51,33 @@ class ScaleReference:
         self._transforms = transforms
         self._lock = threading.Lock()
         self._messages: deque[LaserScan | Image] = deque(maxlen=_KEPT)
-        self._subscription: Subscription = node.create_subscription(
-            _KINDS[kind],
-            topic,
+        self._topic = node.resolve_topic_name(topic)
+        self._subscription: Subscription | None = None
+        self._asked: QoSProfile | None = None
+        self.problem = ''
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Match the subscription's reliability to what the publishers offer now."""
+        offers = self._node.get_publishers_info_by_topic(self._topic)
+        wanted = qos.profile(qos.input_reliability('auto', offers), _KEPT)
+        if wanted == self._asked:
+            return
+        self.close()
+        self._subscription = self._node.create_subscription(
+            _KINDS[self._kind],
+            self._topic,
             self._keep,
-            qos.profile(ReliabilityPolicy.BEST_EFFORT, _KEPT),
+            wanted,
             event_callbacks=qos.no_events(),
         )
-        self.problem = ''
+        self._asked = wanted
 
     def close(self) -> None:
         """Unsubscribe."""
-        self._node.destroy_subscription(self._subscription)
+        if self._subscription is not None:
+            self._node.destroy_subscription(self._subscription)
+            self._subscription = None
 
     def _keep(self, message: LaserScan | Image) -> None:
         with self._lock:
@@ -87,8 +102,11 @@ class ScaleReference:
         """
         message = self._nearest(to_nanoseconds(header.stamp))
         if message is None:
-            topic = self._subscription.topic_name
-            self.problem = f'no message of {topic} has the time of the image to within 0.1 s'
+            self.problem = (
+                f'no message of {self._topic} has the time of the image to within 0.1 s'
+                if self._messages
+                else f'nothing has arrived on {self._topic}'
+            )
             return None
         self.problem = ''
         if isinstance(message, LaserScan):
@@ -115,9 +133,10 @@ class ScaleReference:
             return None
         base_from_laser: np.ndarray | None = np.eye(4)
         if scan.header.frame_id != base_frame:
-            base_from_laser = self._transforms.lookup(base_frame, scan.header.frame_id)
+            base_from_laser, self.problem = self._transforms.lookup(
+                base_frame, scan.header.frame_id
+            )
         if base_from_laser is None:
-            self.problem = self._transforms.problem
             return None
         assert prediction.depth is not None and prediction.intrinsics is not None
         return scale_from_scan(
@@ -161,7 +180,14 @@ class ScaleReference:
         if depth.dtype == np.uint16:
             z /= _MILLIMETRES
         assert prediction.depth is not None
-        scale = prediction.depth.shape[1] / depth.shape[1]
+        (height, width), (own_height, own_width) = prediction.depth.shape, depth.shape
+        scale = width / own_width
+        if abs(own_height * scale - height) > 1:
+            self.problem = (
+                f'the reference depth is {image.width}x{image.height}, which has another aspect '
+                'than the picture: publish it registered to the picture, at its size'
+            )
+            return None
         return scale_from_depths(
             prediction.depth,
             (u + 0.5) * scale - 0.5,

@@ -18,10 +18,10 @@ from mtl_perception.geometry.obstacles import OBSTACLE_POINT, ClassRoles, Obstac
 from mtl_perception.geometry.pipeline import GeometryConfig, Scene, SceneGeometry
 from mtl_perception.geometry.scale import ScaleObservation
 from mtl_perception.msg import FloorPlane
+from mtl_perception.orientation import turn_rotation
 from mtl_perception.ros import qos
 from mtl_perception.ros.camera import Camera
 from mtl_perception.ros.conversions import to_nanoseconds
-from mtl_perception.ros.orientation import turn_rotation
 from mtl_perception.ros.outputs import Filled, picture
 from mtl_perception.ros.parameters import Settings
 from mtl_perception.ros.poses import TransformSource, pose_matrix
@@ -34,6 +34,8 @@ _KINDS = {
     'floor': FloorPlane,
 }
 
+# Cosine between an axis of the picture and the vertical above which the axis is upright.
+_STEEP = 0.8
 _NEEDED = frozenset({'label', 'confidence', 'depth', 'normal'})
 
 _FIELD_TYPES = {
@@ -79,6 +81,7 @@ class SceneOutputs:
         self._geometry = SceneGeometry(GeometryConfig(roles=self._roles))
         self._configured_for: tuple[object, ...] | None = None
         self._height_told = False
+        self._place_problem = ''
         self._publishers: dict[str, Publisher] = {}
         if 'depth' in available:
             for topic, kind in _KINDS.items():
@@ -104,6 +107,11 @@ class SceneOutputs:
         if self._reference is not None:
             self._reference.close()
             self._reference = None
+
+    def refresh_reference(self) -> None:
+        """Follow the publishers of the scale's reference; call it on the executor."""
+        if self._reference is not None:
+            self._reference.refresh()
 
     @property
     def topics(self) -> list[str]:
@@ -131,6 +139,7 @@ class SceneOutputs:
         header: Header,
         frame: CameraFrame,
         prediction: Prediction,
+        degrees: int,
         wanted: Collection[str],
         settings: Settings,
     ) -> Filled:
@@ -140,6 +149,7 @@ class SceneOutputs:
             header: of the input message.
             frame: the upright picture.
             prediction: of the upright picture; the floor is looked for where it is below.
+            degrees: clockwise turn that made the picture upright.
             wanted: topics from `wanted`.
             settings: of the node.
         """
@@ -159,12 +169,12 @@ class SceneOutputs:
                 )
             return []
         self._configure(settings)
-        degrees = self._camera.settings.rotate
         height, width = prediction.depth.shape
         with_points = 'points' in topics
         in_place = degrees == 0 and settings.points_stride == 1 and settings.points_voxel == 0
         base_from_upright = self._base_from_upright(header.frame_id, settings, degrees)
         self._tell_of_height(base_from_upright, settings)
+        self._tell_of_tilt(header.frame_id, base_from_upright)
         scene = self._geometry.update(
             prediction,
             picture(frame, height, width) if with_points else None,
@@ -183,6 +193,12 @@ class SceneOutputs:
         )
         if scene.scale_applied:
             self.applied_scale = float(scene.scale.scale)
+        elif settings.scale == 'apply' and self._scale_is_told(base_from_upright):
+            self._camera.warn(
+                'scale off',
+                f'{self._camera.label}: scale: apply has no effect yet: what tells the scale, the '
+                "floor or the reference, was not seen well enough; depth is the network's own",
+            )
         if scene.scale.warning:
             self._camera.warn('scale', f'{self._camera.label}: {scene.scale.warning}')
         # What the geometry sees is upright; what is published is in the camera's own frame.
@@ -192,7 +208,7 @@ class SceneOutputs:
             self._fill_floor(header, scene, camera_from_upright)
             filled.append((self._publishers['floor'], self._floor))
         if scene.scan_refusal:
-            reason = self._transforms.problem or scene.scan_refusal
+            reason = self._place_problem or scene.scan_refusal
             self._camera.warn('scan', f'{self._camera.label}: {reason}')
         if scene.scan is not None:
             self._fill_scan(header, scene, settings)
@@ -269,14 +285,22 @@ class SceneOutputs:
     ) -> np.ndarray | None:
         pose = self._camera.settings.camera_pose
         if pose:
-            base_from_camera = pose_matrix(pose)
+            base_from_camera, self._place_problem = pose_matrix(pose), ''
         else:
-            base_from_camera = self._transforms.lookup(settings.base_frame, frame_id)
+            base_from_camera, self._place_problem = self._transforms.lookup(
+                settings.base_frame, frame_id
+            )
         if base_from_camera is None or degrees == 0:
             return base_from_camera
         turn = np.eye(4)
         turn[:3, :3] = turn_rotation(-degrees)
         return base_from_camera @ turn
+
+    def _scale_is_told(self, base_from_upright: np.ndarray | None) -> bool:
+        """Tell whether something is there that could tell the scale."""
+        if self._reference is not None or self._camera.settings.camera_height:
+            return True
+        return base_from_upright is not None and base_from_upright[2, 3] > 0
 
     def _tell_of_height(self, base_from_upright: np.ndarray | None, settings: Settings) -> None:
         """Say what height the scale follows, or warn that none is known."""
@@ -285,7 +309,7 @@ class SceneOutputs:
             return
         if base_from_upright is None:
             if settings.scale != 'off':
-                why = self._transforms.problem or f'its place in {base!r} is unknown'
+                why = self._place_problem or f'its place in {base!r} is unknown'
                 camera.warn(
                     'height',
                     f'{camera.label}: scale: {settings.scale} has no effect, because the height '
@@ -305,6 +329,24 @@ class SceneOutputs:
             self._node.get_logger().info(
                 f'{camera.label} is {height:.2f} m above {base!r}, which is taken as its height '
                 'above the floor; set camera_height where that frame is not on the floor'
+            )
+
+    def _tell_of_tilt(self, frame_id: str, base_from_upright: np.ndarray | None) -> None:
+        """Warn of a frame that is not optical, or of a picture that is not upright."""
+        if base_from_upright is None:
+            return
+        right, down, ahead = base_from_upright[2, :3]
+        if ahead > _STEEP:
+            self._camera.warn_once(
+                'tilt',
+                f'{self._camera.label}: by its place on the robot, {frame_id!r} looks up: '
+                'images need an optical frame (z forward, x right, y down; REP 103)',
+            )
+        elif abs(right) > _STEEP or down > _STEEP:
+            self._camera.warn_once(
+                'tilt',
+                f'{self._camera.label}: by its place on the robot, its picture is not upright: '
+                'set rotate to the clockwise turn that makes it so',
             )
 
     def _fill_floor(self, header: Header, scene: Scene, camera_from_upright: np.ndarray) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -46,6 +47,9 @@ def open_source(
     fps: float = 30.0,
     transport: Literal['raw', 'compressed'] = 'raw',
     limit: int = 0,
+    topics: Collection[str] = (),
+    all_topics: bool = False,
+    images: Sequence[str] = (),
 ) -> Source:
     """Open a recording or a folder of pictures.
 
@@ -55,6 +59,9 @@ def open_source(
         fps: of folders.
         transport: of folders.
         limit: pictures of the first camera to play; 0 plays all.
+        topics: play only these; empty: all but what a perception node published.
+        all_topics: play what a perception node published, too.
+        images: of bags, the cameras that come first; empty: found by type and name.
 
     Raises:
         SourceError: there is nothing to play.
@@ -62,6 +69,8 @@ def open_source(
     if not path.exists():
         raise SourceError(f'{path} does not exist: give a recording or a folder of pictures')
     if path.suffix == '.bag' or is_bag(path):
-        bag = BagSource(path)
+        bag = BagSource(path, topics, all_topics, images)
         return LimitedSource(bag, limit) if limit else bag
-    return FolderSource(path, split=split, fps=fps, transport=transport, limit=limit)
+    return FolderSource(
+        path, split=split, fps=fps, transport=transport, limit=limit, chosen=topics
+    )

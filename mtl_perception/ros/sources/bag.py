@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,7 @@ from rclpy.serialization import deserialize_message
 from rosbags.interfaces import Qos, QosDurability, QosReliability
 from rosbags.rosbag2 import Reader
 
+from mtl_perception.recordings import TopicChoice, find_cameras, published_by_node
 from mtl_perception.ros.sources.base import (
     COMPRESSED_IMAGE,
     GROUND_TRUTH,
@@ -19,9 +20,12 @@ from mtl_perception.ros.sources.base import (
     SourceError,
     Topic,
     infos_first,
+    leave_out,
 )
 
 SUFFIXES = ('.mcap', '.db3')
+DIAGNOSTICS = 'diagnostic_msgs/msg/DiagnosticArray'
+_MEASUREMENTS = frozenset({'16UC1', '32FC1', '32FC2', '32FC3'})
 
 
 def is_bag(path: Path) -> bool:
@@ -37,11 +41,24 @@ def is_bag(path: Path) -> bool:
 class BagSource:
     """A rosbag2 recording (mcap or sqlite3, compressed or not), its bytes as they are.
 
+    Of several cameras those come first that `mtl-perception evaluate` takes. What a perception
+    node published is left out, so that it is not taken for what one publishes now.
+
+    Args:
+        path: folder or storage file.
+        chosen: play only these topics, whoever published them; empty: all.
+        all_topics: play what a perception node published, too.
+        images: the cameras that matter; empty: found by type and name.
+
     Raises:
-        SourceError: the recording can't be read or holds no camera picture that can be played.
+        SourceError: the recording can't be read, lacks a chosen topic or holds no camera picture
+            that can be played.
     """
 
     path: Path
+    chosen: Collection[str] = ()
+    all_topics: bool = False
+    images: Sequence[str] = ()
     topics: tuple[Topic, ...] = field(init=False, default=())
     cameras: tuple[str, ...] = field(init=False, default=())
     left_out: dict[str, str] = field(init=False, default_factory=dict)
@@ -58,8 +75,15 @@ class BagSource:
             self.start_ns = reader.start_time
             self.duration_ns = max(0, reader.duration - 1)
             topics: dict[str, Topic] = {}
-            for connection in reader.connections:
-                if connection.msgcount == 0:
+            connections = [connection for connection in reader.connections if connection.msgcount]
+            found = {connection.topic: connection.msgtype for connection in connections}
+            own = _published_by_node(found)
+            self.left_out |= leave_out(found, self.chosen)
+            if not self.chosen and not self.all_topics:
+                reason = 'published by a perception node, played with --all-topics'
+                self.left_out |= dict.fromkeys(sorted(own), reason)
+            for connection in connections:
+                if connection.topic in self.left_out:
                     continue
                 qos = connection.ext.offered_qos_profiles
                 topic = Topic(
@@ -75,12 +99,14 @@ class BagSource:
                     continue
                 topics.setdefault(topic.name, topic)
             self.topics = tuple(topics.values())
-        self.cameras = self._find_cameras()
+        pictures = self._find_pictures()
+        self.cameras = tuple(name for name in pictures if name not in own) or pictures
         if not self.cameras:
-            names = ', '.join(sorted([*topics, *self.left_out])) or 'nothing'
+            left_out = ', '.join(f'{name} ({why})' for name, why in self.left_out.items())
             raise SourceError(
                 f'{self.path} holds no camera pictures (sensor_msgs Image or CompressedImage): '
-                f'its topics are {names}'
+                f'its topics are {", ".join(sorted(topics)) or "nothing"}'
+                + (f'; left out are {left_out}' if left_out else '')
             )
 
     def messages(self, start_ns: int = 0) -> Iterator[RecordedMessage]:
@@ -115,14 +141,14 @@ class BagSource:
                 'repair it with `ros2 bag reindex` (sqlite3) or `mcap recover` (mcap)'
             ) from error
 
-    def _find_cameras(self) -> tuple[str, ...]:
-        """Return the image topics whose first message is a camera picture."""
+    def _find_pictures(self) -> tuple[str, ...]:
+        """Return the image topics whose first message is a camera picture, evaluation's first."""
         undecided = {
             topic.name
             for topic in self.topics
             if topic.type in (IMAGE, COMPRESSED_IMAGE) and not topic.name.startswith(GROUND_TRUTH)
         }
-        cameras = set()
+        pictures = set()
         with self._open() as reader:
             while undecided:
                 message = next(self._read(reader, undecided), None)
@@ -130,8 +156,11 @@ class BagSource:
                     break
                 undecided.discard(message.topic.name)
                 if _is_picture(message):
-                    cameras.add(message.topic.name)
-        return tuple(topic.name for topic in self.topics if topic.name in cameras)
+                    pictures.add(message.topic.name)
+        played = {topic.name: topic.type for topic in self.topics}
+        evaluated, _ = find_cameras(played, TopicChoice(image=tuple(self.images)))
+        names = dict.fromkeys([*(camera.image for camera in evaluated), *played])
+        return tuple(name for name in names if name in pictures)
 
 
 def _storage(path: Path) -> Path:
@@ -154,8 +183,17 @@ def _reliable(profiles: list[Qos]) -> bool:
     return not profiles or any(one.reliability != QosReliability.BEST_EFFORT for one in profiles)
 
 
+def _published_by_node(found: Mapping[str, str]) -> set[str]:
+    """Return which topics (name -> type) are a perception node's, its diagnostics among them."""
+    own = published_by_node(found)
+    return own | {name for name, kind in found.items() if own and kind == DIAGNOSTICS}
+
+
 def _is_picture(message: RecordedMessage) -> bool:
     content = deserialize_message(message.data, message.topic.message_class)
-    if message.topic.type == COMPRESSED_IMAGE:
-        return 'compressedDepth' not in content.format
-    return content.encoding not in ('16UC1', '32FC1', '32FC2', '32FC3')
+    if message.topic.type != COMPRESSED_IMAGE:
+        return content.encoding not in _MEASUREMENTS
+    # 'bgr8; jpeg compressed bgr8' of image_transport, or only 'jpeg'.
+    measured = content.format.partition(';')[0].strip() in _MEASUREMENTS
+    depth = 'compressedDepth' in content.format or message.topic.name.endswith('/compressedDepth')
+    return not measured and not depth

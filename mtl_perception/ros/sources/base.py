@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,7 +61,8 @@ class Source(Protocol):
 
     Attributes:
         topics: that can be published here.
-        cameras: names of the topics with camera pictures (no ground truth among them).
+        cameras: names of the topics with camera pictures (no ground truth among them), the one
+            that matters most first.
         left_out: topic name -> why its messages aren't played.
         start_ns: time of the first message.
         duration_ns: from the first to the last message.
@@ -90,6 +91,24 @@ def sibling(topic: str, name: str) -> str:
     """
     base = topic.removesuffix('/compressed')
     return base.rsplit('/', 1)[0] + '/' + name
+
+
+def leave_out(found: Collection[str], chosen: Collection[str]) -> dict[str, str]:
+    """Return the topics that were found but not chosen, with that reason.
+
+    Args:
+        found: all names of the source.
+        chosen: names to play; empty: all.
+
+    Raises:
+        SourceError: a topic was chosen that was not found.
+    """
+    for name in chosen:
+        if name not in found:
+            raise SourceError(
+                f'there is no topic {name} to play: this source has {", ".join(sorted(found))}'
+            )
+    return {name: 'not among --topics' for name in found if chosen and name not in chosen}
 
 
 def infos_first(messages: Iterator[RecordedMessage]) -> Iterator[RecordedMessage]:

@@ -97,7 +97,7 @@ class CalibratedSource:
         replaced = {topic.name for topic in self._infos.values()}
         self.topics = (
             *(topic for topic in source.topics if topic.name not in replaced),
-            *self._infos.values(),
+            *dict.fromkeys(self._infos.values()),
         )
         self.cameras = source.cameras
         self.left_out = source.left_out

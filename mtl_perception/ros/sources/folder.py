@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import array
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -25,6 +25,7 @@ from mtl_perception.ros.sources.base import (
     RecordedMessage,
     SourceError,
     Topic,
+    leave_out,
 )
 from mtl_perception.sequences import SUFFIXES, PictureSequence
 
@@ -83,9 +84,10 @@ class FolderSource:
         transport: 'raw', or 'compressed' for the files' own bytes.
         frame_id: of the camera.
         limit: play only so many pictures; 0 plays all.
+        chosen: play only these topics; empty: all.
 
     Raises:
-        SourceError: there is nothing to play, or a file is broken.
+        SourceError: there is nothing to play, a chosen topic is missing, or a file is broken.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class FolderSource:
         transport: Literal['raw', 'compressed'] = 'raw',
         frame_id: str = 'camera_optical_frame',
         limit: int = 0,
+        chosen: Collection[str] = (),
     ) -> None:
         if not 0 < fps < float('inf'):
             raise SourceError(f'fps {fps} is no frame rate: give a positive number')
@@ -110,9 +113,16 @@ class FolderSource:
         self._pictures = _open_pictures(path, split)
         self._count = min(limit or len(self._pictures), len(self._pictures))
         self._camera = CAMERA if transport == 'raw' else CAMERA_COMPRESSED
-        self.left_out: dict[str, str] = {}
+        found = {topic.name: topic for topic in (self._camera, *self._pictures.topics)}
+        self.left_out = leave_out(found, chosen)
+        if self._camera.name in self.left_out:
+            raise SourceError(
+                f'{", ".join(chosen)} hold no camera pictures: choose {self._camera.name} as well'
+            )
         self.topics = tuple(
-            topic for topic in (self._camera, *self._pictures.topics) if self._is_installed(topic)
+            topic
+            for name, topic in found.items()
+            if name not in self.left_out and self._is_installed(topic)
         )
         self.cameras = (self._camera.name,)
         self.start_ns = START_NS

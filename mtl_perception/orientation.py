@@ -7,7 +7,8 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from mtl_perception.frames import Intrinsics, Prediction
+from mtl_perception.encodings import to_rgb
+from mtl_perception.frames import CameraFrame, Intrinsics, Prediction
 
 TURNS = {
     90: cv2.ROTATE_90_CLOCKWISE,
@@ -82,6 +83,24 @@ def turn_boxes(boxes: np.ndarray, size: tuple[int, int], degrees: int) -> np.nda
         case _:
             return boxes
     return np.stack(columns, axis=1)
+
+
+def turn_frame(frame: CameraFrame, degrees: int) -> CameraFrame:
+    """Return the frame turned clockwise, in rgb8; itself for 0 degrees.
+
+    Raises:
+        EncodingError: its pixels do not fit their encoding.
+    """
+    if degrees % 360 == 0:
+        return frame
+    intrinsics, valid = frame.intrinsics, frame.valid
+    return replace(
+        frame,
+        pixels=turn_image(to_rgb(frame.pixels, frame.encoding), degrees),
+        encoding='rgb8',
+        valid=None if valid is None else turn_image(valid, degrees),
+        intrinsics=None if intrinsics is None else turn_intrinsics(intrinsics, degrees),
+    )
 
 
 def turn_prediction(prediction: Prediction, degrees: int) -> Prediction:
