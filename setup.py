@@ -11,6 +11,10 @@ setup(
     packages=find_packages(
         include=['mtl_perception', 'mtl_perception.*', 'mtl_training', 'mtl_training.*']
     ),
+    package_data={
+        name: ['**/*.j2', '**/*.json', '**/*.txt', '**/*.yaml']
+        for name in ('mtl_perception', 'mtl_training')
+    },
     entry_points={
         'console_scripts': [
             'mtl-perception = mtl_perception.cli:main',

@@ -1,6 +1,6 @@
 """Check that the workshop and the robot side measure the same, from a folder and from a bag.
 
-    python benchmarks/equality.py --data ../shared/data/nyuv2_288x384 --split devtest
+    python benchmarks/equality.py --data $MTL_DATA/nyuv2_288x384 --split devtest
 
 `mtl-training evaluate` on a labelled folder, `mtl-perception evaluate` on the same folder and on
 a bag that is made of it (pictures, labels and depth uncompressed) must give the same figures to

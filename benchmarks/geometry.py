@@ -452,8 +452,8 @@ def main(
         )
         result['obstacle_distances'] = measure_distances(cases, see)
         if nyuv2 is not None:
-            count = len(PictureFolder(nyuv2, split))
-            frames = held_out_blocks(count, *HELD_OUT_BLOCKS) if held_out else None
+            ids = PictureFolder(nyuv2, split).ids
+            frames = held_out_blocks(ids, *HELD_OUT_BLOCKS) if held_out else None
             result['nyuv2'] = measure_nyuv2(nyuv2, loaded, split, frames)
     Console().print_json(json.dumps(result))
     write_result(json_path, result | {'machine': machine})

@@ -8,8 +8,7 @@ from mtl_perception.bundle import ModelBundle
 
 WEAK_IOU = 0.25
 COMMAND = (
-    'python benchmarks/models.py --data ../shared/data/nyuv2_288x384:devtest '
-    '--data runs/worlds:test'
+    'python benchmarks/models.py --data $MTL_DATA/nyuv2_288x384:devtest --data runs/worlds:test'
 )
 REMARKS = {
     'nyuv2_288x384:devtest': 'NYUv2 devtest, 323 pictures of real rooms, as JPEG; its depth has '

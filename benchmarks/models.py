@@ -1,6 +1,6 @@
 """Measure model bundles: quality, focal lengths, precision, speed; write their cards.
 
-python benchmarks/models.py --data ../shared/data/nyuv2_288x384:devtest --data runs/worlds:test
+python benchmarks/models.py --data $MTL_DATA/nyuv2_288x384:devtest --data runs/worlds:test
 
 writes `out/bench/models.json`, a model card `README.md` into each bundle, and a sheet of pictures
 of the last data set. Every figure goes through the Perceiver, as on a robot; quality is measured

@@ -76,6 +76,9 @@ def prepare(
         Path, typer.Option(help='Where the arrays go; never inside the data.')
     ] = Path('runs/cache'),
     size: Annotated[str, typer.Option(help='HEIGHTxWIDTH of the arrays.')] = '288x384',
+    classes: Annotated[
+        int, typer.Option(min=2, max=254, help="Of the pixels of a folder's label13.")
+    ] = 13,
     processes: Annotated[int, typer.Option(min=0, help='Worker processes.')] = 2,
     json_path: Annotated[str | None, typer.Option('--json', help="File, or '-'.")] = None,
 ) -> None:
@@ -103,7 +106,7 @@ def prepare(
     )
     reader = open_reader(source)
     if check:
-        checked = _check_plain(reader, split)
+        checked = _check_plain(reader, split, classes)
         console.print(f'{path}: all {checked} frames of {split} are whole')
         _write_json({'format': name, 'path': str(path), 'frames': checked}, json_path)
         return
@@ -112,13 +115,14 @@ def prepare(
         split,
         cache,
         size=_size(size),
+        num_classes=classes,
         limit=limit,
         skip_broken=skip_broken,
         processes=processes,
         progress=_progress,
     )
     if found := describe_findings(arrays.findings):
-        console.print(found, highlight=False)
+        console.print(found, markup=False, highlight=False)
     console.print(
         f'{len(arrays)} frames in {arrays.folder} (truth: {", ".join(arrays.truths)}; normals: '
         f'{arrays.normals_source})'
@@ -127,6 +131,28 @@ def prepare(
         {'folder': str(arrays.folder), 'frames': len(arrays), 'findings': arrays.findings},
         json_path,
     )
+
+
+@app.command()
+def nyuv2(
+    mat: Annotated[Path, typer.Argument(help='The official nyu_depth_v2_labeled.mat.')],
+    out: Annotated[Path, typer.Argument(help='Folder for train/, test/ and devtest/.')],
+    maps: Annotated[
+        Path | None,
+        typer.Option(
+            help='Folder of splits.mat, classMapping40.mat and class13Mapping.mat; default '
+            "the file's own."
+        ),
+    ] = None,
+    json_path: Annotated[str | None, typer.Option('--json', help="File, or '-'.")] = None,
+) -> None:
+    """Write NYUv2's official file as the pictures that every configuration reads."""
+    from mtl_training.datasets.nyuv2_mat import write_pictures
+
+    frames = write_pictures(mat, out, maps, _progress)
+    listed = ', '.join(f'{count} in {split}' for split, count in frames.items())
+    console.print(f'{out}: {listed}', markup=False, highlight=False)
+    _write_json({'folder': str(out), 'frames': frames}, json_path)
 
 
 def _options(texts: list[str]) -> dict[str, Any]:
@@ -140,12 +166,12 @@ def _options(texts: list[str]) -> dict[str, Any]:
     return {name: yaml.safe_load(value) for name, _, value in pairs}
 
 
-def _check_plain(reader: Any, split: str) -> int:
+def _check_plain(reader: Any, split: str, classes: int) -> int:
     """Check a picture folder or a reader without parts; return its number of frames."""
     from mtl_perception.datasets import ANNOTATIONS, TRUTHS, PictureFolder
 
     if isinstance(reader, Path):
-        reader = PictureFolder(reader, split, (*TRUTHS, *ANNOTATIONS))
+        reader = PictureFolder(reader, split, (*TRUTHS, *ANNOTATIONS), classes)
     reader.check()
     return len(reader)
 
@@ -467,7 +493,7 @@ def main() -> None:
         app(standalone_mode=True)
     except (ValueError, RuntimeError) as error:
         if type(error).__module__.startswith(('mtl_training', 'mtl_perception')):
-            console.print(f'[red]mtl-training:[/red] {error}', markup=True, highlight=False)
+            console.print(f'[red]mtl-training:[/red] {escape(str(error))}', highlight=False)
             raise SystemExit(2) from None
         raise
 

@@ -5,16 +5,25 @@ Every hyper-parameter lives in a file of mtl_training/configs/; code only says w
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from mtl_perception.bundle import AttributeSpec
 from mtl_perception.datasets import ROOMS, THINGS
 
 CONFIG_FOLDER = Path(__file__).parent / 'configs'
+DATA = '../shared/data'
 TaskName = Literal['segmentation', 'depth', 'normals', 'detection', 'classification']
 DENSE_TASKS: tuple[TaskName, ...] = ('segmentation', 'depth', 'normals')
 TASKS: tuple[TaskName, ...] = get_args(TaskName)
@@ -34,6 +43,11 @@ Format = Literal[
 
 class ConfigError(ValueError):
     """A configuration that cannot be run, in one sentence."""
+
+
+def data_folder() -> Path:
+    """Return the folder of all data sets: that of MTL_DATA, else ../shared/data."""
+    return Path(os.environ.get('MTL_DATA') or DATA)
 
 
 class Settings(BaseModel):
@@ -91,7 +105,7 @@ class SourceSettings(Settings):
     Attributes:
         format: `pictures` ({split}/{rgb,depth,label13,scenes}), `libmtl` (.npy files),
             `nyuv2_mat` (nyu_depth_v2_labeled.mat), or another of mtl_training/datasets.
-        path: folder, or the .mat file.
+        path: folder, or the .mat file; a leading `$MTL_DATA` stands for `data_folder()`.
         options: further arguments of the format's reader.
         normal_axes: of a LibMTL folder, see datasets/libmtl.py.
         split: folder of `path` (or split of the .mat file).
@@ -104,7 +118,8 @@ class SourceSettings(Settings):
         limit: take only the first frames.
         skip_broken: leave out frames of an official layout whose files are missing or broken,
             instead of refusing the source; they are named and counted.
-        part: (k, n) takes the k-th of n runs of consecutive frames, counted from 0.
+        part: (k, n) takes the k-th of n runs of consecutive frames, counted from 0; none splits a
+            scene (see datasets/scenes.py).
     """
 
     name: str
@@ -123,6 +138,12 @@ class SourceSettings(Settings):
     skip_broken: bool = False
     part: tuple[int, int] | None = None
 
+    @field_validator('path')
+    @classmethod
+    def _expand(cls, path: str) -> str:
+        first, _, rest = path.partition('/')
+        return str(data_folder() / rest) if first == '$MTL_DATA' else path
+
     @model_validator(mode='after')
     def _part_exists(self) -> SourceSettings:
         if self.part is not None and not 0 <= self.part[0] < self.part[1]:
@@ -131,14 +152,26 @@ class SourceSettings(Settings):
 
 
 class HeldOutSettings(Settings):
-    """Blocks of consecutive frames of one source that choose the checkpoint and never train.
+    """Frames that choose the checkpoint and never train.
 
-    Neighbouring NYUv2 ids show the same room, so single random frames would not be held out.
+    They are blocks of consecutive frames of a source that trains, with whole scenes: neighbouring
+    NYUv2 ids show the same room, so single random frames would not be held out. Or all frames of
+    a source that does not train.
+
+    Attributes:
+        source: name of one of the mixture's sources, or the settings of one that only judges.
+        blocks, frames_per_block: how much of one of the mixture's is held out; the other judges
+            with all that it has.
     """
 
-    source: str
+    source: str | SourceSettings
     blocks: int = Field(4, ge=1)
     frames_per_block: int = Field(12, ge=1)
+
+    @property
+    def name(self) -> str:
+        """Return the source's name."""
+        return self.source if isinstance(self.source, str) else self.source.name
 
 
 class DataSettings(Settings):
@@ -158,10 +191,18 @@ class DataSettings(Settings):
         names = [source.name for source in self.sources]
         if len(set(names)) != len(names):
             raise ValueError(f'source names {names} repeat: give each source its own name')
-        judges = [settings.source for settings in self.judges]
-        for judge in judges:
-            if judge not in names:
-                raise ValueError(f'held_out.source {judge!r} is not among the sources {names}')
+        judges = [settings.name for settings in self.judges]
+        for settings in self.judges:
+            if isinstance(settings.source, str) and settings.source not in names:
+                raise ValueError(
+                    f'held_out.source {settings.source!r} is not among the sources {names}: name '
+                    'one of them, or give the settings of a source of its own'
+                )
+            if not isinstance(settings.source, str) and settings.name in names:
+                raise ValueError(
+                    f'held_out.source {settings.name!r} has the name of a source that trains: '
+                    'give it another'
+                )
         if not judges or len(set(judges)) != len(judges):
             raise ValueError(f'held_out names the sources {judges}: name each at most once')
         return self
@@ -170,6 +211,12 @@ class DataSettings(Settings):
     def judges(self) -> list[HeldOutSettings]:
         """Return the settings of `held_out` as a list."""
         return self.held_out if isinstance(self.held_out, list) else [self.held_out]
+
+    @property
+    def every_source(self) -> list[SourceSettings]:
+        """Return the sources that train, then those that only judge."""
+        own = [settings.source for settings in self.judges]
+        return [*self.sources, *(source for source in own if not isinstance(source, str))]
 
 
 class AugmentationSettings(Settings):

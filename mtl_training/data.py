@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from mtl_perception.bundle import nyu13_classes
-from mtl_training.config import NetworkSettings, TrainingConfig
+from mtl_training.config import HeldOutSettings, NetworkSettings, TrainingConfig
 from mtl_training.datasets.arrays import TRUTH_OF_TASK, DatasetError
 from mtl_training.datasets.mixtures import Frames, FrameSubset, FrameUnion, held_out_blocks
-from mtl_training.datasets.sources import open_source, refuse_shared_pictures
+from mtl_training.datasets.sources import (
+    open_source,
+    refuse_shared_pictures,
+    refuse_strange_names,
+)
 from mtl_training.datasets.vocabulary import Vocabulary
 from mtl_training.processes import Processes
 
@@ -41,7 +45,8 @@ def open_data(config: TrainingConfig, console: Console | None = None) -> Trainin
     """Open every source and cut the held-out blocks out of those that judge.
 
     Raises:
-        DatasetError: A source is missing or damaged, or no frame has truth for one of the tasks.
+        DatasetError: A source is missing or damaged, its names are not the network's, or no frame
+            has truth for one of the tasks.
     """
     vocabulary = vocabulary_of(config.network)
     sets = {
@@ -52,23 +57,31 @@ def open_data(config: TrainingConfig, console: Console | None = None) -> Trainin
             vocabulary=vocabulary,
             annotations=needs_annotations(config.tasks),
         )
-        for source in config.data.sources
+        for source in config.data.every_source
     }
+    refuse_strange_names(sets, config.tasks)
     refuse_shared_pictures(sets)
-    judges = {settings.source: settings for settings in config.data.judges}
+    judges = {settings.name: settings for settings in config.data.judges}
     train, held_out = [], []
-    for source in config.data.sources:
+    for source in config.data.every_source:
         arrays = sets[source.name]
         chosen: tuple[int, ...] = ()
         if source.name in judges:
-            settings = judges[source.name]
-            chosen = held_out_blocks(len(arrays), settings.blocks, settings.frames_per_block)
+            chosen = _judging(judges[source.name], arrays.ids)
             held_out.append(FrameSubset(source.name, arrays, chosen))
-        kept = tuple(sorted(set(range(len(arrays))) - set(chosen)))
-        train.append(FrameSubset(source.name, arrays, kept))
+        if source in config.data.sources:
+            kept = tuple(sorted(set(range(len(arrays))) - set(chosen)))
+            train.append(FrameSubset(source.name, arrays, kept))
     _refuse_tasks_without_truth(config, train, 'data.sources')
     _refuse_tasks_without_truth(config, held_out, 'data.held_out')
     return TrainingData(train, held_out[0] if len(held_out) == 1 else FrameUnion(tuple(held_out)))
+
+
+def _judging(settings: HeldOutSettings, ids: list[str]) -> tuple[int, ...]:
+    """Return the indices of the frames that judge."""
+    if isinstance(settings.source, str):
+        return held_out_blocks(ids, settings.blocks, settings.frames_per_block)
+    return tuple(range(len(ids)))
 
 
 def _refuse_tasks_without_truth(

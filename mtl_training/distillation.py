@@ -10,6 +10,7 @@ et al., FitNets (ICLR 2015), compared by direction.
 from __future__ import annotations
 
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -127,7 +128,10 @@ class BundleTeacher(Teacher):
         self._opened: Engine | None = None
 
     def outputs(self, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Run the engine once, on as many threads as torch has; sizes may change."""
+        """Run the engine once; sizes may change.
+
+        It takes as many threads as torch has, or the GPU of this process.
+        """
         pictures = np.ascontiguousarray(images.permute(0, 2, 3, 1).cpu().numpy())
         if self._opened is None:
             batch, *size, _ = pictures.shape
@@ -137,6 +141,7 @@ class BundleTeacher(Teacher):
                 threads=torch.get_num_threads(),
                 size=(size[0], size[1]),
                 batch=batch,
+                gpu_device=int(os.environ.get('LOCAL_RANK', '0')),
             )
         found = self._opened.infer(pictures)
         outputs: dict[str, Tensor] = {}

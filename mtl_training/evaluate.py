@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from mtl_perception.bundle import ModelBundle
-from mtl_perception.datasets import DatasetError
+from mtl_perception.datasets import IGNORE, DatasetError
 from mtl_perception.engines import open_engine
 from mtl_perception.evaluation.scoring import comparable
 from mtl_perception.metrics import MultiTaskMetrics
@@ -132,7 +132,7 @@ def evaluate_bundle(
     Raises:
         DatasetError, BundleError, EngineError: With a sentence that says what to do.
     """
-    recording = open_recording(data, split)
+    recording = open_recording(data, split, num_classes=len(bundle.classes) or IGNORE)
     metrics = MultiTaskMetrics(
         bundle.manifest.tasks,
         [spec.name for spec in bundle.classes],

@@ -38,11 +38,14 @@ from mtl_perception.bundle import (
     TrainingSpec,
     nyu13_classes,
 )
+from mtl_perception.frames import CameraFrame
+from mtl_perception.letterbox import Letterbox, Size, fit
 from mtl_training import lineage
 from mtl_training.calibration import Calibration, calibrate
 from mtl_training.checkpoints import load_checkpoint
 from mtl_training.config import NetworkSettings, TrainingConfig
 from mtl_training.data import open_data
+from mtl_training.datasets.mixtures import Frames
 from mtl_training.networks import MultiTaskNetwork
 from mtl_training.networks.cost import count_macs, count_parameters
 from mtl_training.networks.heads import class_scores, decode_boxes
@@ -52,6 +55,7 @@ from mtl_training.run_state import load_network
 OPSET = 18
 LARGEST_HALF = 65504.0
 STRIDE = 32
+PARITY_PICTURES = 4
 MIN_LABEL_AGREEMENT = 0.995
 MAX_DEPTH_DIFFERENCE = 0.01
 MAX_NORMAL_ANGLE_DEG = 1.0
@@ -230,6 +234,16 @@ class Parity:
     class_scores: float | None = None
 
 
+def parity_pictures(frames: Frames, size: Size) -> np.ndarray:
+    """Return the first frames' pictures as the robot gives them, uint8 [N, H, W, 3] of `size`."""
+    images = np.empty((min(PARITY_PICTURES, len(frames)), *size, 3), np.uint8)
+    letterbox = Letterbox()
+    for slot in range(len(images)):
+        frame = CameraFrame(frames.read(slot).image, 'rgb8')
+        letterbox.place(frame, fit(frame.pixels.shape[:2], size), images, slot)
+    return images
+
+
 def measure_parity(
     network: MultiTaskNetwork, model: Path, images: np.ndarray, temperature: float = 1.0
 ) -> Parity:
@@ -318,7 +332,7 @@ def export_bundle(
     if calibrated and 'segmentation' in config.tasks:
         calibration = calibrate(network, data.held_out)
     temperature = calibration.temperature if calibration else 1.0
-    images = np.stack([data.held_out.read(k).image for k in range(min(4, len(data.held_out)))])
+    images = parity_pictures(data.held_out, size)
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / 'model.onnx'
         resizable = export_graph(network, model, size, temperature)
@@ -438,8 +452,11 @@ def _training(
     stored = load_checkpoint(checkpoint)
     position = stored.values['position']
     recipe = config.model_dump(mode='json', exclude={'data': {'cache'}, 'threads': True})
-    for source in recipe['data']['sources']:
-        source.pop('path')
+    judges = recipe['data']['held_out']
+    judges = judges if isinstance(judges, list) else [judges]
+    for source in (*recipe['data']['sources'], *(judge['source'] for judge in judges)):
+        if isinstance(source, dict):
+            source.pop('path')
     recipe['steps_done'] = position['step']
     recipe['minutes_done'] = round(position['elapsed_s'] / 60, 1)
     if calibration is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtl_training.checkpoints import CheckpointError
 from mtl_training.config import OptimizerSettings
 
 _OF_BACKBONE = re.compile(
@@ -28,7 +29,7 @@ def build_optimizer(network: nn.Module, settings: OptimizerSettings) -> torch.op
     stands beside a backbone, such as the attention of MTAN, learns at the full rate.
     Each group keeps its scale as 'lr_scale'; the schedule multiplies it.
     """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
     named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
     stages = _stages(name for name, _ in named)
     depth = 1 + max(stages.values(), default=0)
@@ -40,7 +41,7 @@ def build_optimizer(network: nn.Module, settings: OptimizerSettings) -> torch.op
                 scale *= settings.layer_decay ** (depth - stages[name])
         decayed = parameter.ndim > 1 and not _UNDECAYED.search(name)
         decay = settings.weight_decay if decayed else 0.0
-        groups.setdefault((scale, decay), []).append(parameter)
+        groups.setdefault((scale, decay), []).append((name, parameter))
     arguments: list[dict[str, Any]] = [
         {'params': parameters, 'lr': settings.lr * scale, 'weight_decay': decay, 'lr_scale': scale}
         for (scale, decay), parameters in groups.items()
@@ -69,20 +70,41 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the optimizer's state as flat tensors '{parameter}.{name}'."""
-    state = optimizer.state_dict()['state']
+    """Return the state of an optimizer of `build_optimizer` as tensors '{parameter}.{name}'."""
+    state = optimizer.state_dict()
+    names = _names_by_number(state)
     return {
-        f'{number}.{name}': torch.as_tensor(value)
-        for number, values in state.items()
+        f'{names[number]}.{name}': torch.as_tensor(value)
+        for number, values in state['state'].items()
         for name, value in values.items()
     }
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Restore what `optimizer_tensors` returned; groups stay as they were built."""
+    """Restore what `optimizer_tensors` returned, by name; groups stay as they were built.
+
+    Raises:
+        CheckpointError: There is state of a parameter that the optimizer does not have.
+    """
+    groups = optimizer.state_dict()['param_groups']
+    numbers = {name: number for number, name in _names_by_number({'param_groups': groups}).items()}
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
-        number, name = key.split('.', 1)
-        state.setdefault(int(number), {})[name] = value
-    groups = optimizer.state_dict()['param_groups']
+        parameter, _, name = key.rpartition('.')
+        if parameter not in numbers:
+            raise CheckpointError(
+                f"the checkpoint holds the optimizer's state of {parameter!r}, which is no "
+                'parameter that learns now: resume with the version that wrote it, or begin a '
+                'new run from its weights with --start-from'
+            )
+        state.setdefault(numbers[parameter], {})[name] = value
     optimizer.load_state_dict({'state': state, 'param_groups': groups})
+
+
+def _names_by_number(state: dict[str, Any]) -> dict[int, str]:
+    """Return the parameters' names by their numbers in an optimizer's `state_dict`."""
+    return {
+        number: name
+        for group in state['param_groups']
+        for number, name in zip(group['params'], group['param_names'], strict=True)
+    }

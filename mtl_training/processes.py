@@ -11,12 +11,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mtl_training.config import ConfigError
 from mtl_training.tasks import Task
+
+# The others wait while the leading process prepares data, evaluates or writes: longer than torch's
+# half hour for large data sets. A process that dies ends all of them by torchrun, not by this.
+LONGEST_WAIT = timedelta(days=1)
 
 
 class Processes:
@@ -27,7 +33,8 @@ class Processes:
         self.count = int(os.environ.get('WORLD_SIZE', '1'))
         if self.count > 1 and not dist.is_initialized():
             nvidia = torch.cuda.is_available()
-            dist.init_process_group('cpu:gloo,cuda:nccl' if nvidia else 'gloo')
+            backends = 'cpu:gloo,cuda:nccl' if nvidia else 'gloo'
+            dist.init_process_group(backends, timeout=LONGEST_WAIT)
 
     @property
     def leads(self) -> bool:
@@ -99,3 +106,13 @@ class Processes:
         if self.count > 1:
             for tensor in module.state_dict().values():
                 dist.broadcast(tensor, 0)
+
+
+def refuse_several_processes(command: str) -> None:
+    """Raise ConfigError where torchrun has started a command that is not made for it."""
+    count = int(os.environ.get('WORLD_SIZE', '1'))
+    if count > 1:
+        raise ConfigError(
+            f'torchrun started {count} processes of `mtl-training {command}`, which runs in one: '
+            'start it without torchrun (only `train` shares its work out)'
+        )

@@ -16,13 +16,17 @@ class Record:
         self._writer = SummaryWriter(str(folder / 'tensorboard'), purge_step=step)
         self._losses = _open_losses(folder / 'losses.jsonl', step)
 
-    def step(self, step: int, losses: dict[str, float], lr: float) -> None:
-        """Note the losses of one step."""
-        json.dump({'step': step, **losses}, self._losses)
+    def step(
+        self, step: int, losses: dict[str, float], figures: dict[str, float], lr: float
+    ) -> None:
+        """Note the losses of one step and other figures of it by name."""
+        json.dump({'step': step, **losses, **figures}, self._losses)
         self._losses.write('\n')
         if step % 20 == 0:
             for name, value in losses.items():
                 self._writer.add_scalar(f'loss/{name}', value, step)
+            for name, value in figures.items():
+                self._writer.add_scalar(name, value, step)
             self._writer.add_scalar('learning_rate', lr, step)
 
     def evaluated(self, step: int, figures: dict[str, Any]) -> None:

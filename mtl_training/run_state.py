@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,22 @@ from mtl_perception.bundle import DataSpec, ModelBundle
 from mtl_training import lineage
 from mtl_training.bundle_weights import load_bundle_weights, trained_network
 from mtl_training.checkpoints import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
-from mtl_training.config import NetworkSettings, TrainingConfig, parse_config
+from mtl_training.config import NetworkSettings, Settings, TrainingConfig, parse_config
 from mtl_training.ema import MovingAverage
 from mtl_training.networks import MultiTaskNetwork, NetworkConfig, build_network
 from mtl_training.optimizer import load_optimizer_tensors, optimizer_tensors
+
+# What may differ between two parts of one run, or two runs of one study: names, and where and how
+# fast it is computed, but not what.
+INCIDENTAL = re.compile(
+    r'name|notes|threads|workers|device|compile|schedule\.checkpoint_minutes|data\.cache|'
+    r'(?:data\..*|measure)\.path'
+)
+# What --resume may change besides: how long the run is, how often it is judged, what mends a run
+# whose losses are no longer finite, and weights that the checkpoint replaces.
+RESUMABLE = re.compile(
+    r'schedule\.(?:minutes|steps|evaluations)|optimizer\.(?:lr|clip_norm)|network\.pretrained'
+)
 
 
 @dataclass
@@ -79,19 +92,36 @@ class RunState:
         """Load `last` into everything that was built.
 
         Raises:
-            CheckpointError: It is missing, damaged, or of another network.
+            CheckpointError: It is missing, damaged, of another network, or of a run with other
+                settings or frames.
         """
         path = self.folder / 'last.json'
         checkpoint = load_checkpoint(path)
         stored = parse_config(checkpoint.values['config'], str(path))
         refuse_other_network(stored.network, stored.tasks, self.config, path)
+        learnt_from = lineage.of_checkpoint(checkpoint)
+        different = [d for d in differences(stored, self.config) if not RESUMABLE.fullmatch(d[0])]
+        # The run's own sources come first in what it has learnt from.
+        different += [
+            (f'frames of {source.name}', then.frames, now.frames)
+            for source, then, now in zip(
+                self.config.data.sources, learnt_from, self.learnt_from, strict=False
+            )
+            if then.frames != now.frames
+        ]
+        if different:
+            raise CheckpointError(
+                f'{path} was trained with other settings ({described(different)}): resume it with '
+                'the configuration and the data that it was begun with, or begin another run from '
+                'its weights with --start-from'
+            )
         for name, module in self.parts.items():
             load_weights(module, checkpoint.part(name), path)
         if self.average is not None:
             load_weights(self.average.network, checkpoint.part('average'), path)
         load_optimizer_tensors(self.optimizer, checkpoint.part('optimizer'))
         self.position = Position(**checkpoint.values['position'])
-        self.learnt_from = lineage.of_checkpoint(checkpoint)
+        self.learnt_from = learnt_from
 
     def start_from(self, path: Path, pictures: Iterable[Tensor]) -> list[str]:
         """Take over the weights of another run's checkpoint or of a bundle, nothing else.
@@ -147,6 +177,30 @@ def network_config(settings: NetworkSettings, tasks: list[str]) -> NetworkConfig
     )
 
 
+def differences(stored: Settings, given: Settings, key: str = '') -> list[tuple[str, Any, Any]]:
+    """Return (dotted key, stored value, given value) of the settings that change the training.
+
+    The keys begin with `key`, where the settings are part of others.
+    """
+    pairs = _differences(stored.model_dump(mode='json'), given.model_dump(mode='json'), key)
+    return [pair for pair in pairs if not INCIDENTAL.fullmatch(pair[0])]
+
+
+def _differences(a: Any, b: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        a, b = dict(enumerate(a)), dict(enumerate(b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        for name in {**a, **b}:
+            yield from _differences(a.get(name), b.get(name), f'{key}.{name}' if key else name)
+    elif a != b:
+        yield key, a, b
+
+
+def described(different: Iterable[tuple[str, Any, Any]]) -> str:
+    """Return differences as words: 'batch_size 2 != 4, ...'."""
+    return ', '.join(f'{key} {a} != {b}' for key, a, b in different)
+
+
 def refuse_other_network(
     settings: NetworkSettings,
     tasks: list[str],
@@ -160,11 +214,10 @@ def refuse_other_network(
         {**network.model_dump(), 'tasks': names if same_tasks else None, 'pretrained': None}
         for network, names in ((settings, tasks), (config.network, config.tasks))
     )
-    different = [key for key in wanted if stored[key] != wanted[key]]
+    different = [(key, stored[key], wanted[key]) for key in wanted if stored[key] != wanted[key]]
     if different:
-        differences = ', '.join(f'{key} {stored[key]} != {wanted[key]}' for key in different)
         raise CheckpointError(
-            f'{path} is of another network ({differences}): use the configuration it was '
+            f'{path} is of another network ({described(different)}): use the configuration it was '
             'trained with'
         )
 

@@ -80,13 +80,16 @@ def train(
             ends the training.
 
     Raises:
-        TrainingError: A loss is not finite, or `folder` holds a run that was not to be resumed.
-        CheckpointError: The checkpoint is of another architecture, or the disk is full.
+        TrainingError: A loss or a gradient is not finite, the batch cannot be shared out, or
+            `folder` holds a run that was not to be resumed.
+        CheckpointError: The checkpoint is of another network or of other settings, or the disk is
+            full.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     processes = Processes()
+    _refuse_uneven_parts(config, processes)
     console = console if processes.leads else None
     data = open_together(config, console, processes)
     network = build_network(network_config(config.network, config.tasks))
@@ -94,7 +97,11 @@ def train(
     network = network.to(device=device, memory_format=torch.channels_last)
     tasks = {name: build_task(name, _task_options(config, name)) for name in config.tasks}
     balancer = build_balancer(config.balancing.method, config.tasks, **config.balancing.options)
-    _refuse_uneven_parts(config, balancer, processes)
+    if config.optimizer.accumulate > 1 and not balancer.adds_up:
+        raise TrainingError(
+            f'balancing by {config.balancing.method} looks at whole batches: set '
+            'optimizer.accumulate to 1, or balancing.method to constants'
+        )
     parts = nn.ModuleDict({'network': network, 'balancer': balancer})
     distillation = _distillation(config, network)
     if distillation is not None:
@@ -150,10 +157,10 @@ def train(
             batch = to_device(batch, device)
             set_learning_rate(optimizer, config.optimizer.lr * clock.learning_rate(step))
             lesson = Lesson(forward, tasks, distillation, batch, config, processes)
-            losses = _backward(lesson, network, balancer, step)
+            losses, weights = _backward(lesson, network, balancer, step)
             if not balancer.reduces_gradients:
                 processes.average_gradients(parts.parameters())
-            _clip(parts, config, batch, step)
+            norm = _clip(parts, config, batch, step)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if balancer.needs_losses_after_step:
@@ -168,7 +175,9 @@ def train(
 
             if average is not None:
                 average.update(network, step)
-            record.step(step, losses, optimizer.param_groups[0]['lr'])
+            figures = {f'weight/{task}': weight for task, weight in weights.items()}
+            figures['gradient_norm'] = norm
+            record.step(step, losses, figures, optimizer.param_groups[0]['lr'])
             reporter.step(step, clock.progress(step), losses, tuple(batch['image'].shape[-2:]))
             if clock.evaluations_due(step) > evaluated:
                 evaluated = clock.evaluations_due(step)
@@ -207,16 +216,17 @@ def _distillation(config: TrainingConfig, network: MultiTaskNetwork) -> Distilla
     return Distillation(network, teacher, **options)
 
 
-def _clip(parts: nn.Module, config: TrainingConfig, batch: Batch, step: int) -> None:
-    """Clip the gradient's norm; refuse one that is not finite."""
-    if config.optimizer.clip_norm is None:
-        return
-    norm = nn.utils.clip_grad_norm_(parts.parameters(), config.optimizer.clip_norm)
+def _clip(parts: nn.Module, config: TrainingConfig, batch: Batch, step: int) -> float:
+    """Clip the gradient's norm, if configured, and return it; refuse one that is not finite."""
+    limit = config.optimizer.clip_norm
+    norm = nn.utils.clip_grad_norm_(parts.parameters(), math.inf if limit is None else limit)
     if not norm.isfinite():
         raise TrainingError(
             f'the gradient is {norm.item()} at step {step} (frames {", ".join(batch["ids"])}) '
-            'though every loss is finite: lower the learning rate, then resume'
+            'though every loss is finite: the last good checkpoint is kept; lower the learning '
+            'rate, then resume'
         )
+    return norm.item()
 
 
 def _task_options(config: TrainingConfig, task: str) -> dict[str, Any]:
@@ -298,9 +308,10 @@ class Lesson:
 
 def _backward(
     lesson: Lesson, network: MultiTaskNetwork, balancer: Balancer, step: int
-) -> dict[str, float]:
-    """Fill the gradients of one optimizer step; return the loss of every task at hand."""
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Fill the gradients of one optimizer step; return losses and weights of the tasks at hand."""
     totals: dict[str, float] = {}
+    weights: dict[str, float] = {}
     for part in lesson.parts():
         losses = lesson.losses(part)
         if not losses:
@@ -314,24 +325,28 @@ def _backward(
                     'at these frames, or lower the learning rate, then resume'
                 )
             totals[name] = totals.get(name, 0.0) + value
-        balancer.backward(losses, network)
-    return totals
+        weights = balancer.backward(losses, network)
+    return totals, weights
 
 
-def _refuse_uneven_parts(config: TrainingConfig, balancer: Balancer, processes: Processes) -> None:
-    """Refuse an accumulation that is not the whole batch's step."""
-    parts = config.optimizer.accumulate
-    if parts == 1:
-        return
-    if config.batch_size % (parts * processes.count):
+def _refuse_uneven_parts(config: TrainingConfig, processes: Processes) -> None:
+    """Refuse parts of a batch that are empty, too small to be normalised, or not equal."""
+    size, parts, count = config.batch_size, config.optimizer.accumulate, processes.count
+    if size < count:
         raise TrainingError(
-            f'batch_size {config.batch_size} cannot be cut into {parts} equal parts in each of '
-            f'{processes.count} processes: choose a multiple of {parts * processes.count}'
+            f'batch_size {size} leaves some of {count} processes without a picture: set '
+            f'batch_size to {count} or more, or start fewer processes'
         )
-    if not balancer.adds_up:
+    if parts > 1 and size % (parts * count):
         raise TrainingError(
-            f'balancing by {config.balancing.method} looks at whole batches: set '
-            'optimizer.accumulate to 1, or balancing.method to constants'
+            f'batch_size {size} cannot be cut into {parts} equal parts in each of {count} '
+            f'processes: choose a multiple of {parts * count}'
+        )
+    if config.network.decoder == 'deeplab' and size // (parts * count) == 1:
+        raise TrainingError(
+            f'batch_size {size} gives a process ({count} of them, optimizer.accumulate {parts}) '
+            'one picture at a time, whose mean deeplab cannot normalise: set batch_size to '
+            f'{2 * parts * count} or more'
         )
 
 

@@ -13,6 +13,7 @@ torch = pytest.importorskip('torch', reason='the workshop needs requirements/tra
 from training_parts import tiny_config, write_pictures  # noqa: E402
 
 from mtl_perception.bundle import ModelBundle  # noqa: E402
+from mtl_perception.engines import open_engine  # noqa: E402
 from mtl_training.balancing import build_balancer  # noqa: E402
 from mtl_training.distillation import (  # noqa: E402
     BundleTeacher,
@@ -150,6 +151,21 @@ def test_a_bundle_teaches_by_labels_weighted_with_their_confidence(
     assert losses['segmentation'].item() == pytest.approx(expected, rel=1e-4)
     assert wanted['depth'].shape == (2, 1, height, width)
     assert wanted['normals'].shape == (2, 3, height, width)
+
+
+def test_a_bundle_teaches_on_the_gpu_of_its_process(
+    tiny_bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, object] = {}
+
+    def on_the_cpu(*arguments: object, **options: object) -> object:
+        asked.update(options)
+        return open_engine(*arguments, **options)
+
+    monkeypatch.setattr('mtl_training.distillation.open_engine', on_the_cpu)
+    monkeypatch.setenv('LOCAL_RANK', '1')
+    BundleTeacher(tiny_bundle, engine='onnxruntime').outputs(pictures(*tiny_bundle.input_size))
+    assert asked['gpu_device'] == 1
 
 
 def test_a_teacher_that_does_not_fit_is_refused(tiny_bundle: ModelBundle) -> None:

@@ -27,6 +27,7 @@ from mtl_training.experiments.figures import (  # noqa: E402
 )
 from mtl_training.experiments.study import (  # noqa: E402
     STUDY_FOLDER,
+    StudySettings,
     load_study,
     merge,
     row_config,
@@ -276,6 +277,41 @@ def test_a_study_writes_its_tables_and_is_not_run_twice(
 
     monkeypatch.setattr(runner, 'train', never)
     assert runner.run_study(study, out, 'full') == results
+
+
+def test_a_row_of_other_settings_is_not_taken_for_done(study_file: Path, tmp_path: Path) -> None:
+    values = yaml.safe_load(study_file.read_text())
+    values |= {'seeds': [1], 'rows': values['rows'][1:], 'compare_to': None}
+    values['change'] = {'schedule': {'steps': 1}}
+    out = tmp_path / 'out'
+
+    def run(**changes: Any) -> dict[str, Any]:
+        return runner.run_study(StudySettings.model_validate(values | changes), out, 'full')
+
+    run()
+    faster = {'change': {'schedule': {'steps': 1}, 'optimizer': {'lr': 0.002}}}
+    with pytest.raises(ConfigError, match=r'depth/1 .*\(optimizer.lr 0.001 != 0.002\)'):
+        run(**faster)
+    with pytest.raises(ConfigError, match=r'\(measure.limit None != 2\)'):
+        run(measure=values['measure'] | {'limit': 2})
+    (out / 'depth' / '1' / 'measured.json').unlink()
+    with pytest.raises(ConfigError, match=r'schedule.steps 1 != 3.* remove that folder'):
+        run(change={})
+    assert run(change={**values['change'], 'threads': 2})['rows'][0]['seeds'] == 1
+
+
+def test_studies_and_searches_run_in_one_process(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip('optuna')
+    from mtl_training.experiments.tuning import load_search, tune
+
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with pytest.raises(ConfigError, match='torchrun started 2 processes of `mtl-training exp'):
+        runner.run_study(load_study(study_file), tmp_path / 'out', 'full')
+    with pytest.raises(ConfigError, match='torchrun started 2 processes of `mtl-training tune'):
+        tune(load_search('recipe'), tmp_path / 'out', trials=1)
+    assert not (tmp_path / 'out').exists()
 
 
 def test_a_search_goes_on_and_keeps_the_best(study_file: Path, tmp_path: Path) -> None:

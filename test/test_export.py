@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from training_parts import tiny_config, write_pictures  # noqa: E402
 
 from mtl_perception.bundle import ModelBundle  # noqa: E402
 from mtl_perception.engines import open_engine  # noqa: E402
-from mtl_training import lineage  # noqa: E402
+from mtl_training import export, lineage  # noqa: E402
 from mtl_training.bundle_weights import load_bundle_weights, trained_network  # noqa: E402
 from mtl_training.calibration import expected_calibration_error  # noqa: E402
 from mtl_training.checkpoints import CheckpointError  # noqa: E402
@@ -28,6 +29,8 @@ from mtl_training.export import (  # noqa: E402
     Parity,
     compare_outputs,
     export_bundle,
+    measure_parity,
+    parity_pictures,
     refuse_disagreement,
     store_half_weights,
     with_half_weights,
@@ -103,6 +106,17 @@ def test_bundle_says_what_it_is(bundle: ModelBundle, run: Path) -> None:
     assert str(run) not in json.dumps(manifest.model_dump(mode='json')), 'no paths of this machine'
 
 
+def test_the_recipe_names_no_path_of_a_source_that_only_judges(run: Path) -> None:
+    config = tiny_config(run.parent / 'data', run.parent / 'cache')
+    judge = config.data.sources[0].model_copy(update={'name': 'judge'})
+    held_out = config.data.judges[0].model_copy(update={'source': judge})
+    data = config.data.model_copy(update={'held_out': held_out})
+    config = config.model_copy(update={'data': data})
+    spec = export._training(config, run / 'last.json', None, Parity())
+    assert spec.recipe['data']['held_out']['source']['name'] == 'judge'
+    assert str(run.parent) not in json.dumps(spec.recipe)
+
+
 def test_weights_are_stored_as_float16(bundle: ModelBundle) -> None:
     model = onnx.load(bundle.model_path)
     assert model.opset_import[0].version >= 17
@@ -125,6 +139,34 @@ def test_other_sizes_and_batches_run(bundle: ModelBundle) -> None:
     outputs = runner.infer(np.zeros((3, 96, 160, 3), np.uint8))
     assert outputs['normal'].shape == (3, 96, 160, 3)
     runner.close()
+
+
+@pytest.mark.parametrize('size', [(96, 64), (128, 160)])
+def test_parity_is_measured_at_the_exported_size(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    seen = []
+
+    def watched(network: object, model: Path, images: np.ndarray, temperature: float) -> Parity:
+        seen.append(images.shape)
+        return measure_parity(network, model, images, temperature)
+
+    monkeypatch.setattr(export, 'measure_parity', watched)
+    # After thirty steps, rounding decides too much in pictures of a size never trained on.
+    monkeypatch.setattr(export, 'refuse_disagreement', lambda parity: None)
+    made = export_bundle(run / 'last.json', tmp_path / 'bundle', size=size)
+    assert made.input_size == size and seen == [(2, *size, 3)]
+
+
+def test_parity_takes_pictures_of_several_sizes() -> None:
+    class Pictures(list):
+        def read(self, index: int) -> SimpleNamespace:
+            return SimpleNamespace(image=self[index])
+
+    sizes = [(48, 64), (64, 96), (100, 30)]
+    images = parity_pictures(Pictures(np.full((*s, 3), 255, np.uint8) for s in sizes), (64, 96))
+    assert images.shape == (3, 64, 96, 3)
+    assert (images[1] == 255).all() and (images[:, 32, 48] == 255).all()
 
 
 def test_absent_tasks_have_no_outputs() -> None:

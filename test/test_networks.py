@@ -226,6 +226,25 @@ def test_outputs_are_float32_under_bfloat16_autocast() -> None:
     assert (rough['depth'] - exact['depth']).abs().mean() < 0.05
 
 
+@pytest.mark.parametrize('decoder', DECODERS)
+def test_heads_end_in_full_precision_under_autocast(decoder: str) -> None:
+    """In bfloat16, depth of 2.7 m would come in steps of centimetres."""
+    config = NetworkConfig(
+        backbone='test_efficientnet',
+        decoder=decoder,
+        decoder_channels=16,
+        tasks=(*DENSE_TASKS, 'detection'),
+    )
+    network = build_network(config).eval()
+    assert 'heads.detection.heat.2.weight' in network.state_dict()
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+        fused = network.fused_maps(pictures())
+        for task, head in network.heads.items():
+            raw = head(fused[task])
+            assert raw.dtype == torch.float32, task
+            assert (raw != raw.bfloat16().float()).float().mean() > 0.5, task
+
+
 def test_channels_last_and_uint8_change_nothing() -> None:
     network = build_network(NetworkConfig(decoder_channels=16)).eval()
     images = pictures()

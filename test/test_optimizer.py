@@ -8,6 +8,7 @@ torch = pytest.importorskip('torch', reason='the workshop needs requirements/tra
 
 from torch import nn  # noqa: E402
 
+from mtl_training.checkpoints import CheckpointError  # noqa: E402
 from mtl_training.config import OptimizerSettings  # noqa: E402
 from mtl_training.ema import MovingAverage  # noqa: E402
 from mtl_training.networks import NetworkConfig, build_network  # noqa: E402
@@ -90,6 +91,37 @@ def test_state_survives_as_plain_tensors(name: str) -> None:
         return layer.weight.detach()
 
     assert torch.equal(two_steps(False), two_steps(True))
+
+
+def stage_and_head() -> nn.Module:
+    torch.manual_seed(0)
+    stages = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
+    encoder = nn.ModuleDict({'backbone': nn.ModuleDict({'stages': stages})})
+    return nn.ModuleDict({'head': nn.Linear(3, 3), 'encoder': encoder})
+
+
+def test_moments_follow_their_parameters_into_other_groups() -> None:
+    parts = stage_and_head()
+    before = build_optimizer(parts, OptimizerSettings(weight_decay=0.1))
+    for index, parameter in enumerate(parts.parameters()):
+        parameter.grad = torch.full_like(parameter, index + 1.0)
+    before.step()
+    saved = optimizer_tensors(before)
+    assert 'encoder.backbone.stages.1.weight.exp_avg' in saved
+    after = build_optimizer(
+        parts, OptimizerSettings(weight_decay=0.0, backbone_lr_scale=0.1, layer_decay=0.5)
+    )
+    load_optimizer_tensors(after, saved)
+    for name, parameter in parts.named_parameters():
+        torch.testing.assert_close(
+            after.state[parameter]['exp_avg'], before.state[parameter]['exp_avg'], msg=name
+        )
+
+
+def test_state_of_a_parameter_that_is_not_there_is_refused() -> None:
+    optimizer = build_optimizer(nn.Linear(3, 2), OptimizerSettings())
+    with pytest.raises(CheckpointError, match=r"state of 'tail\.weight', which is no parameter"):
+        load_optimizer_tensors(optimizer, {'tail.weight.exp_avg': torch.zeros(2, 3)})
 
 
 def test_moving_average_forgets_the_start_and_then_follows_slowly() -> None:

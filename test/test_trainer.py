@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from rich.console import Console
 
 torch = pytest.importorskip('torch', reason='the workshop needs requirements/training.txt')
 
+import torch.distributed as dist  # noqa: E402
 from training_parts import tiny_config, write_pictures, write_scenes  # noqa: E402
 
 from mtl_training import checkpoints, trainer  # noqa: E402
@@ -28,6 +32,7 @@ from mtl_training.checkpoints import (  # noqa: E402
 from mtl_training.config import ConfigError, TrainingConfig, load_config  # noqa: E402
 from mtl_training.datasets.mixtures import Mixture  # noqa: E402
 from mtl_training.networks import MultiTaskNetwork  # noqa: E402
+from mtl_training.processes import Processes  # noqa: E402
 from mtl_training.run_state import load_network  # noqa: E402
 from mtl_training.schedule import Clock  # noqa: E402
 from mtl_training.trainer import TrainingError, train  # noqa: E402
@@ -58,6 +63,8 @@ def losses_of(folder: Path) -> list[dict[str, float]]:
 def test_a_run_leaves_losses_figures_and_checkpoints(finished: Path) -> None:
     losses = losses_of(finished)
     assert [entry['step'] for entry in losses] == [1, 2, 3, 4, 5, 6]
+    assert all(entry[f'weight/{task}'] == 1 for entry in losses for task in ('depth', 'normals'))
+    assert all(entry['gradient_norm'] > 0 for entry in losses)
     result = json.loads((finished / 'result.json').read_text())
     assert result['finished'] and result['last']['frames'] == 2
     assert {'segmentation', 'depth', 'normals'} <= result['best'].keys()
@@ -123,6 +130,28 @@ def test_nan_stops_with_task_and_frames_and_keeps_the_checkpoint(
     assert all(t.isfinite().all() for t in kept.tensors.values() if t.is_floating_point())
 
 
+def test_a_gradient_that_is_not_finite_stops_a_run_without_clipping(
+    pictures: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(pictures, cache, optimizer={'clip_norm': None})
+    always = config.schedule.model_copy(update={'checkpoint_minutes': 1e-9})
+    config = config.model_copy(update={'schedule': always})
+    original = trainer._backward
+
+    def overflowing(lesson: object, network: MultiTaskNetwork, *rest: object) -> object:
+        found = original(lesson, network, *rest)
+        if rest[-1] == 2:
+            next(network.parameters()).grad[:] = torch.inf
+        return found
+
+    monkeypatch.setattr(trainer, '_backward', overflowing)
+    with pytest.raises(TrainingError, match=r'gradient is inf at step 2 .*boxes:\d{4}'):
+        train(config, tmp_path / 'run')
+    kept = load_checkpoint(tmp_path / 'run' / 'last.json')
+    assert kept.values['position']['step'] == 2
+    assert all(t.isfinite().all() for t in kept.tensors.values() if t.is_floating_point())
+
+
 def test_checkpoint_of_another_architecture_is_refused(
     finished: Path, pictures: Path, cache: Path, tmp_path: Path
 ) -> None:
@@ -132,6 +161,45 @@ def test_checkpoint_of_another_architecture_is_refused(
         train(config, finished, resume=True)
     with pytest.raises(CheckpointError, match='decoder_channels 16 != 24'):
         train(config, tmp_path / 'new', start_from=finished / 'last.json')
+
+
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        ({'batch_size': 4, 'seed': 5}, r'\(seed 3 != 5, batch_size 2 != 4\)'),
+        ({'optimizer': {'layer_decay': 0.5}}, r'\(optimizer.layer_decay None != 0.5\)'),
+        ({'losses': {'depth': {'losses': {'l1': 1.0}}}}, r'losses.depth None != '),
+        ({'schedule': {'steps': 6, 'warmup_steps': 3}}, 'schedule.warmup_steps 2 != 3'),
+        ({'balancing': {'method': 'uw'}}, r'\(balancing.method equal != uw\)'),
+    ],
+)
+def test_a_run_is_not_resumed_with_other_settings(
+    finished: Path, pictures: Path, cache: Path, changes: dict[str, object], words: str
+) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        train(tiny_config(pictures, cache, **changes), finished, resume=True)
+
+
+def test_a_run_is_not_resumed_with_other_frames(
+    finished: Path, cache: Path, tmp_path: Path
+) -> None:
+    more = write_pictures(tmp_path / 'more', count=9)
+    with pytest.raises(CheckpointError, match=r'\(frames of boxes 6 != 7\)'):
+        train(tiny_config(more, cache), finished, resume=True)
+
+
+def test_a_run_goes_on_elsewhere_and_for_longer(
+    finished: Path, pictures: Path, cache: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / 'run')
+    moved = shutil.copytree(pictures, tmp_path / 'moved')
+    config = tiny_config(moved, tmp_path / 'cache', notes='moved', threads=2)
+    changes = {
+        'schedule': config.schedule.model_copy(update={'steps': 7, 'evaluations': 1}),
+        'optimizer': config.optimizer.model_copy(update={'lr': 1e-4}),
+    }
+    result = train(config.model_copy(update=changes), tmp_path / 'run', resume=True)
+    assert result['finished'] and result['steps'] == 7
 
 
 def test_training_can_start_from_another_runs_weights(
@@ -207,8 +275,8 @@ def test_a_crash_between_tensors_and_json_keeps_the_previous_checkpoint(
     [
         ('{', 'cannot be read'),
         ('{"format": 9, "tensors": "x"}', 'another version'),
-        ('{"format": 1, "tensors": "../x.safetensors"}', 'outside its folder'),
-        ('{"format": 1, "tensors": "absent.safetensors"}', 'cannot be read'),
+        ('{"format": 2, "tensors": "../x.safetensors"}', 'outside its folder'),
+        ('{"format": 2, "tensors": "absent.safetensors"}', 'cannot be read'),
     ],
 )
 def test_unusable_checkpoints_say_so(tmp_path: Path, content: str, words: str) -> None:
@@ -275,6 +343,49 @@ def test_an_accumulation_that_is_not_the_batchs_step_is_refused(
     config = tiny_config(pictures, cache, optimizer={'accumulate': 2}, **changes)
     with pytest.raises(TrainingError, match=words):
         train(config, tmp_path / 'run')
+
+
+DEEPLAB = {'backbone': 'pvt_v2_b0', 'decoder': 'deeplab'}
+
+
+@pytest.mark.parametrize(
+    ('processes', 'changes', 'words'),
+    [
+        (3, {}, 'batch_size 2 leaves some of 3 processes without a picture'),
+        (1, {'batch_size': 1, 'network': DEEPLAB}, 'set batch_size to 2 or more'),
+        (2, {'batch_size': 3, 'network': DEEPLAB}, 'set batch_size to 4 or more'),
+        (1, {'optimizer': {'accumulate': 2}, 'network': DEEPLAB}, 'optimizer.accumulate 2'),
+    ],
+)
+def test_parts_that_no_step_can_be_made_of_are_refused(
+    pictures: Path,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    processes: int,
+    changes: dict[str, object],
+    words: str,
+) -> None:
+    started = SimpleNamespace(rank=0, leads=True, count=processes)
+    monkeypatch.setattr(trainer, 'Processes', lambda: started)
+    with pytest.raises(TrainingError, match=words):
+        train(tiny_config(pictures, cache, **changes), tmp_path / 'run')
+
+
+def test_deeplab_takes_two_pictures(pictures: Path, cache: Path, tmp_path: Path) -> None:
+    schedule = {'steps': 1, 'evaluations': 1, 'stages': [{'height': 32, 'width': 64}]}
+    config = tiny_config(pictures, cache, network=DEEPLAB, schedule=schedule)
+    assert train(config, tmp_path / 'run')['finished']
+
+
+def test_processes_wait_for_a_leader_that_prepares_for_hours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: dict[str, timedelta] = {}
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    monkeypatch.setattr(dist, 'init_process_group', lambda *_, **options: given.update(options))
+    assert Processes().count == 2
+    assert given['timeout'] > timedelta(hours=12)
 
 
 def test_two_processes_give_the_losses_of_one(pictures: Path, cache: Path, tmp_path: Path) -> None:

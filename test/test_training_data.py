@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import itertools
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -18,7 +22,7 @@ from training_parts import write_pictures  # noqa: E402
 
 from mtl_perception.datasets import PictureFolder  # noqa: E402
 from mtl_perception.geometry.normals import normals_from_depth  # noqa: E402
-from mtl_training.config import AugmentationSettings  # noqa: E402
+from mtl_training.config import AugmentationSettings, ConfigError  # noqa: E402
 from mtl_training.datasets import (  # noqa: E402
     BatchRequest,
     DatasetError,
@@ -81,6 +85,22 @@ def test_wrong_class_id_is_refused(tmp_path: Path) -> None:
     cv2.imwrite(str(path), label)
     with pytest.raises(DatasetError, match='label 13'):
         prepare(data, 'train', tmp_path / 'cache', size=SIZE)
+
+
+def test_other_numbers_of_classes_have_arrays_of_their_own(tmp_path: Path) -> None:
+    data = write_pictures(tmp_path / 'data')
+    path = data / 'train' / 'label13' / '0001.png'
+    cv2.imwrite(str(path), np.full(SIZE, 19, np.uint8))
+    with pytest.raises(
+        DatasetError, match=r'label 19, expected 0\.\.12 or 255 \(num_classes is 13\)'
+    ):
+        prepare(data, 'train', tmp_path / 'cache', size=SIZE)
+    twenty = prepare(data, 'train', tmp_path / 'cache', size=SIZE, num_classes=20, processes=0)
+    assert twenty.read(1).label[0, 0] == 19 and twenty.own.num_classes == 20
+    with pytest.raises(DatasetError, match='label 19'):
+        prepare(data, 'train', tmp_path / 'cache', size=SIZE, num_classes=19)
+    more = prepare(data, 'train', tmp_path / 'cache', size=SIZE, num_classes=21, processes=0)
+    assert more.folder != twenty.folder and more.own.num_classes == 21
 
 
 def test_cache_inside_the_data_is_refused(tmp_path: Path) -> None:
@@ -223,14 +243,113 @@ def test_copies_for_other_processes_map_the_files_again(subsets: list[FrameSubse
 
 
 def test_weights_too_small_to_be_drawn_are_refused(subsets: list[FrameSubset]) -> None:
-    with pytest.raises(ValueError, match='two'):
+    with pytest.raises(ConfigError, match='two'):
         make_mixture(subsets, weights=[1.0, 1e-6])
 
 
+def test_a_source_without_frames_to_train_on_is_refused(subsets: list[FrameSubset]) -> None:
+    nothing = dataclasses.replace(subsets[1], indices=())
+    with pytest.raises(DatasetError, match=r'source two has no frames left .* add pictures'):
+        make_mixture([subsets[0], nothing])
+
+
+def plain_ids(count: int) -> list[str]:
+    return [f'{number:04d}' for number in range(count)]
+
+
+def world_ids(count: int, views: int) -> list[str]:
+    return [f'{number // views:05d}_{number % views}' for number in range(count)]
+
+
 def test_held_out_frames_are_blocks_of_neighbours() -> None:
-    held = held_out_blocks(100, blocks=4, frames_per_block=5)
+    held = held_out_blocks(plain_ids(100), blocks=4, frames_per_block=5)
     assert len(held) == len(set(held)) == 20
     assert sum(b - a == 1 for a, b in itertools.pairwise(held)) == 16
     assert held[0] >= 0 and held[-1] < 100
-    with pytest.raises(ValueError, match='leave nothing'):
-        held_out_blocks(20, blocks=4, frames_per_block=5)
+    with pytest.raises(DatasetError, match=r'leave nothing of 20 .* data\.held_out\.blocks='):
+        held_out_blocks(plain_ids(20), blocks=4, frames_per_block=5)
+
+
+@pytest.mark.parametrize(
+    ('ids', 'blocks', 'frames'),
+    [
+        (plain_ids(795), 4, 12),  # NYUv2's, on which the shipped networks were chosen
+        (world_ids(3000, views=3), 8, 9),  # the shipped networks' worlds
+        ([f'20240501_{number:06d}' for number in range(30)], 2, 8),  # pictures of a telephone
+    ],
+)
+def test_blocks_that_split_no_scene_stay_where_they_are(
+    ids: list[str], blocks: int, frames: int
+) -> None:
+    pitch = len(ids) / blocks
+    starts = [round(pitch * (block + 0.5) - frames / 2) for block in range(blocks)]
+    expected = [start + frame for start in starts for frame in range(frames)]
+    assert held_out_blocks(ids, blocks, frames) == tuple(expected)
+
+
+@pytest.mark.parametrize(('views', 'frames'), [(7, 7), (4, 6), (3, 1)])
+def test_no_flat_is_trained_on_and_judged_by(views: int, frames: int) -> None:
+    ids = world_ids(2002, views)
+    held = set(held_out_blocks(ids, 8, frames))
+    judging = {ids[k][:5] for k in held}
+    assert not judging & {ids[k][:5] for k in range(len(ids)) if k not in held}
+    assert 8 * frames <= len(held) <= 8 * (frames + 2 * views)
+    if views == frames:
+        assert len(judging) == 8, 'a block of the size of a flat is one flat'
+    with pytest.raises(DatasetError, match='leave nothing of 7 to train on'):
+        held_out_blocks(world_ids(7, 7), 1, 2)
+
+
+def test_no_flat_is_in_two_parts_of_a_source(tmp_path: Path) -> None:
+    data = write_pictures(tmp_path / 'data', count=14)
+    for folder in ('rgb', 'depth', 'label13'):
+        files = sorted((data / 'train' / folder).iterdir())
+        for file, frame_id in zip(files, world_ids(14, views=4), strict=True):
+            file.rename(file.with_stem(frame_id))
+    parts = [
+        prepare(data, 'train', tmp_path / 'cache', size=SIZE, part=(k, 3), processes=0).ids
+        for k in range(3)
+    ]
+    assert [frame_id for part in parts for frame_id in part] == world_ids(14, views=4)
+    flats = [{frame_id[:5] for frame_id in part} for part in parts]
+    assert flats == [{'00000', '00001'}, {'00002'}, {'00003'}]
+
+
+SLOW_TRAINING = """
+import os, signal, sys, time
+from torch.utils.data import Dataset
+from mtl_training.datasets.mixtures import BatchRequest, batches
+
+class Slow(Dataset):
+    def __getitem__(self, request):
+        time.sleep(0.2)
+        return {'step': request.step}
+
+if __name__ == '__main__':
+    heard = []
+    signal.signal(signal.SIGINT, lambda *_: heard.append(1))
+    made = batches(Slow(), (BatchRequest(step, 32, 32) for step in range(12)), workers=1)
+    os.killpg(0, signal.SIGINT)  # while the worker still imports
+    for batch in made:
+        if batch['step'] == 2:
+            os.killpg(0, signal.SIGINT)  # while it works
+    sys.exit(0 if len(heard) == 2 and batch['step'] == 11 else 1)
+"""
+
+
+def test_ctrl_c_in_a_terminal_leaves_the_workers_alive(tmp_path: Path) -> None:
+    script = tmp_path / 'slow.py'
+    script.write_text(SLOW_TRAINING)
+    # A terminal sends the signal to the whole group of processes in front.
+    ended = subprocess.run(
+        [sys.executable, script],
+        start_new_session=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, 'PYTHONPATH': str(Path(__file__).parent.parent)},
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert 'KeyboardInterrupt' not in ended.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,12 @@ scipy_io = pytest.importorskip('scipy.io')
 
 from mtl_perception.datasets import DatasetError, LabelledFrame, PictureFolder  # noqa: E402
 from mtl_perception.frames import Intrinsics  # noqa: E402
-from mtl_training.config import SourceSettings  # noqa: E402
+from mtl_training.cli import main  # noqa: E402
+from mtl_training.config import CONFIG_FOLDER, SourceSettings, load_config  # noqa: E402
 from mtl_training.datasets.libmtl import LibMtlFolder, write_libmtl_frame  # noqa: E402
-from mtl_training.datasets.nyuv2_mat import NyuV2Mat  # noqa: E402
+from mtl_training.datasets.nyuv2_mat import DEVTEST, NyuV2Mat  # noqa: E402
 from mtl_training.datasets.sources import open_source  # noqa: E402
+from mtl_training.experiments.study import STUDY_FOLDER, load_study  # noqa: E402
 
 CAMERA = Intrinsics(64, 48, 60.0, 60.0, 31.5, 23.5)
 
@@ -152,6 +155,57 @@ def test_official_file_gives_frames_of_its_split(official: Path) -> None:
     with h5py.File(official) as file:
         mean = file['images'][2].mean(axis=(1, 2))
     np.testing.assert_allclose(frame.rgb.mean(axis=(0, 1)), mean, atol=1)
+
+
+def test_official_file_becomes_the_pictures_of_every_configuration(
+    official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / 'nyuv2_288x384'
+
+    def run() -> int:
+        monkeypatch.setattr(sys, 'argv', ['mtl-training', 'nyuv2', str(official), str(out)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code or 0
+
+    assert run() == 0
+    assert '2 in train, 1 in test, 1 in devtest' in ' '.join(capfd.readouterr().err.split())
+    for split in ('train', 'test', 'devtest'):
+        source = NyuV2Mat(official, split)
+        truth = {frame.id: frame for frame in map(source.read, range(len(source)))}
+        folder = PictureFolder(out, split)
+        folder.check(require=('label', 'depth', 'normal'))
+        assert folder.ids == sorted(truth)
+        for frame in folder:
+            np.testing.assert_array_equal(frame.rgb, truth[frame.id].rgb)
+            np.testing.assert_array_equal(frame.label, truth[frame.id].label)
+            np.testing.assert_allclose(frame.depth, truth[frame.id].depth, atol=5e-4)
+            np.testing.assert_allclose(frame.normal, truth[frame.id].normal, atol=1e-3)
+            assert frame.intrinsics == truth[frame.id].intrinsics
+    before = sorted(out.rglob('*'))
+    assert run() == 2
+    assert 'is not empty: remove it' in ' '.join(capfd.readouterr().err.split())
+    assert sorted(out.rglob('*')) == before
+
+
+def test_devtest_is_what_the_shipped_figures_were_measured_on(nyuv2: Path) -> None:
+    assert DEVTEST.read_text().split() == PictureFolder(nyuv2, 'devtest', want=()).ids
+
+
+def test_configurations_find_the_data_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('MTL_DATA', '/data')
+    source = SourceSettings(name='a', path='$MTL_DATA/nyuv2_288x384')
+    assert source.path == '/data/nyuv2_288x384'
+    assert SourceSettings(name='a', path='other/$MTL_DATA').path == 'other/$MTL_DATA'
+    monkeypatch.delenv('MTL_DATA')
+    names = [path.stem for path in CONFIG_FOLDER.glob('*.yaml')]
+    paths = {source.path for name in names for source in load_config(name).data.sources}
+    assert paths == {'../shared/data/nyuv2_288x384', 'runs/worlds', 'runs/worlds_wide', 'mine'}
+    studies = STUDY_FOLDER.glob('*.yaml')
+    assert {load_study(path).measure.path for path in studies} == {
+        '../shared/data/nyuv2_288x384',
+        'runs/worlds',
+    }
 
 
 def test_official_file_needs_its_companions(official: Path) -> None:

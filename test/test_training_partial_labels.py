@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 from pathlib import Path
@@ -13,7 +14,7 @@ torch = pytest.importorskip('torch', reason='the workshop needs requirements/tra
 
 from training_parts import tiny_config, write_pictures, write_scenes  # noqa: E402
 
-from mtl_perception.bundle import AttributeSpec  # noqa: E402
+from mtl_perception.bundle import AttributeSpec, ClassSpec  # noqa: E402
 from mtl_perception.datasets import (  # noqa: E402
     ROOMS,
     THINGS,
@@ -27,8 +28,10 @@ from mtl_training.datasets import (  # noqa: E402
     BatchRequest,
     DatasetError,
     Mixture,
+    PreparedArrays,
     prepare,
 )
+from mtl_training.datasets.sources import refuse_strange_names  # noqa: E402
 from mtl_training.datasets.vocabulary import Translation, Vocabulary  # noqa: E402
 from mtl_training.networks import NetworkConfig, build_network  # noqa: E402
 from mtl_training.processes import Processes  # noqa: E402
@@ -119,6 +122,8 @@ def test_pixels_and_attributes_are_translated_by_name() -> None:
     assert translation.attributes(np.array([1, 0, 0], np.int8)).tolist() == [0, 1]
     # Snow has no place in our answers: the picture's weather is unknown, not "neither".
     assert translation.attributes(np.array([0, 0, 1], np.int8)).tolist() == [-1, -1]
+    assert translation.unused['attributes'] == ['sky snow']
+    assert Translation(theirs, Vocabulary()).unused['attributes'] == ['sky']
     with pytest.raises(DatasetError, match='3 classes of pixels, the network 2'):
         Translation(Vocabulary(num_classes=3), Vocabulary(num_classes=2))
 
@@ -210,6 +215,109 @@ def test_a_task_without_any_truth_is_named_before_training(tmp_path: Path) -> No
     plain = write_pictures(tmp_path / 'plain')
     with pytest.raises(DatasetError, match='has truth for detection, classification'):
         open_data(tiny_config(plain, tmp_path / 'cache', tasks=ALL))
+
+
+def test_a_source_of_its_own_judges_with_all_its_frames_and_trains_nothing(tmp_path: Path) -> None:
+    data = write_pictures(tmp_path / 'data')
+    write_pictures(tmp_path / 'data', 'validation', count=3, seed=7)
+    size = {'height': 64, 'width': 96}
+    judge = {'name': 'validation', 'path': str(data), 'split': 'validation', **size}
+    values = tiny_config(data, tmp_path / 'cache').model_dump()
+    values['data']['held_out'] = {'source': judge}
+    config = parse_config(values, 'test')
+    opened = open_data(parse_config(config.model_dump(), 'a checkpoint'))
+    assert [(part.name, len(part)) for part in opened.train] == [('boxes', 8)]
+    assert opened.held_out.name == 'validation' and len(opened.held_out) == 3
+    result = train(config, tmp_path / 'run')
+    assert result['last']['segmentation']['miou'] is not None
+    for wrong, said in (
+        (judge | {'name': 'boxes'}, 'name of a source that trains'),
+        ('validation', 'or give the settings of a source of its own'),
+    ):
+        values['data']['held_out'] = {'source': wrong}
+        with pytest.raises(ConfigError, match=said):
+            parse_config(values, 'test')
+    values['data']['held_out'] = {'source': judge | {'split': 'train'}}
+    with pytest.raises(DatasetError, match='8 pictures are in two data sets'):
+        open_data(parse_config(values, 'test'))
+
+
+@pytest.mark.parametrize(
+    ('words', 'tasks', 'said'),
+    [
+        (
+            Vocabulary(box_classes=('car', 'person')),
+            ['detection'],
+            r'source streets has the classes of boxes rider, couch, tv, and none of them is one '
+            r"of the network's \(car, person\): .* network\.box_classes",
+        ),
+        (
+            Vocabulary(attributes=(AttributeSpec(name='sky', kind='single', classes=('fog',)),)),
+            ['classification'],
+            r'attributes sky \(clear, rain, snow\), .* \(sky \(fog\)\): .* without classification',
+        ),
+    ],
+)
+def test_a_source_that_shares_no_name_with_the_network_is_refused(
+    words: Vocabulary, tasks: list[str], said: str, tmp_path: Path
+) -> None:
+    arrays = prepare(Streets(), 'train', tmp_path, size=(48, 64), processes=0)
+    with pytest.raises(DatasetError, match=said):
+        refuse_strange_names({'streets': arrays.speaking(words)}, tasks)
+    refuse_strange_names({'streets': arrays.speaking(words)}, ['depth'])
+    refuse_strange_names({'streets': arrays.speaking(words, tasks=['depth'])}, tasks)
+    refuse_strange_names({'streets': arrays}, tasks)
+
+
+def test_a_training_asks_whether_its_sources_speak_its_names(tmp_path: Path) -> None:
+    config = three_parts(tmp_path, network={'backbone': 'pvt_v2_b0', 'box_classes': ['car']})
+    with pytest.raises(DatasetError, match=r'source detection has the classes of boxes bed, '):
+        open_data(config)
+
+
+class Streetscape(Streets):
+    """The same pictures with labels of the pixels: 0 is the first class, 1 the second."""
+
+    def __init__(self, name: str, *classes: str) -> None:
+        super().__init__()
+        self.name = name
+        self.classes = [ClassSpec(name=name, color=(0, 0, 0)) for name in classes]
+
+    def read(self, index: int) -> LabelledFrame:
+        """Return a frame whose pixels are all of the second class."""
+        return dataclasses.replace(super().read(index), label=np.ones((40, 80), np.uint8))
+
+    def fingerprint(self) -> str:
+        """Return the names."""
+        return str(self.classes)
+
+
+def test_ids_of_pixels_that_mean_different_classes_are_refused(tmp_path: Path) -> None:
+    def opened(classes: tuple[str, ...]) -> dict[str, PreparedArrays]:
+        words = Vocabulary(classes, len(classes) or 3)
+        readers = (
+            Streetscape('one', 'road', 'wall'),
+            Streetscape('two', 'road', 'sky', 'wall'),
+            Streetscape('same', 'road', 'sky'),
+        )
+        return {
+            reader.name: prepare(reader, 'train', tmp_path, processes=0).speaking(words)
+            for reader in readers
+        }
+
+    nameless = opened(())
+    with pytest.raises(
+        DatasetError, match=r'of one \(road, wall\) and of two \(road, sky, wall\)'
+    ):
+        refuse_strange_names(nameless, ['segmentation'])
+    refuse_strange_names(nameless, ['depth'])
+    refuse_strange_names({name: nameless[name] for name in ('two', 'same')}, ['segmentation'])
+    named = opened(('wall', 'road'))
+    refuse_strange_names(named, ['segmentation'])
+    assert (named['one'].read(0).label == 0).mean() > 0.5
+    assert '; classes of pixels that are not trained: sky; ' in named['two'].left_out()
+    with pytest.raises(DatasetError, match=r'classes of pixels road, wall, .* \(bed, chair\)'):
+        refuse_strange_names(opened(('bed', 'chair')), ['segmentation'])
 
 
 def test_settings_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
@@ -360,5 +468,5 @@ def test_three_single_task_parts_train_one_network_and_are_measured_together(
     assert 0 <= last['score'] <= 1
     lines = (tmp_path / 'run' / 'losses.jsonl').read_text().splitlines()
     # Two frames a step come from at most two of the parts.
-    assert all(len(set(json.loads(line)) - {'step'}) <= 2 for line in lines)
+    assert all(len(set(json.loads(line)) & set(config.tasks)) <= 2 for line in lines)
     assert {task for line in lines for task in json.loads(line)} >= {'segmentation', 'detection'}

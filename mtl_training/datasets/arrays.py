@@ -20,6 +20,7 @@ from mtl_training.datasets.vocabulary import (
     UNKNOWN,
     Translation,
     Vocabulary,
+    named,
 )
 
 FORMAT = 2
@@ -225,10 +226,17 @@ class PreparedArrays:
         return arrays['boxes'][place][kept], labels[kept], self.translation.boxes_known
 
     def left_out(self) -> str | None:
-        """Say how many boxes of which classes the vocabulary has no name for."""
+        """Say what the vocabulary has no name for; of boxes, how many."""
+        unused = self.translation.unused
+        said = [self._boxes_left_out()] if 'boxes' in self.truths and unused['boxes'] else []
+        if 'label' in self.truths and unused['classes']:
+            said.append(f'classes of pixels that are not trained: {named(unused["classes"])}')
+        if 'attributes' in self.truths and unused['attributes']:
+            said.append(f'attributes that are not trained: {named(unused["attributes"])}')
+        return '; '.join(filter(None, said)) or None
+
+    def _boxes_left_out(self) -> str | None:
         unused = self.translation.unused['boxes']
-        if 'boxes' not in self._arrays or not unused:
-            return None
         labels = self._arrays['box_labels']
         ids = [self.own.box_classes.index(name) for name in unused]
         counts = {name: int((labels == k).sum()) for name, k in zip(unused, ids, strict=True)}

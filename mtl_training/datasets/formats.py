@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mtl_perception.datasets import DatasetError
+from mtl_training.config import data_folder
 from mtl_training.datasets.findings import Findings
 from mtl_training.datasets.inspection import Inspection, Progress, inspect
 from mtl_training.datasets.reader import DatasetReader
 from mtl_training.datasets.sources import READERS, reader_class, refuse_strange_options
 
-DATA = '../shared/data'
 # Names that people use for a format or a folder of it.
 ALIASES = {'imagenet': 'image_folder', 'ADEChallengeData2016': 'ade20k', 'bdd': 'bdd100k'}
 
@@ -28,8 +27,8 @@ def resolve(data: str | Path, name: str | None = None) -> tuple[str, Path]:
     """Return the format and folder of what a person calls a data set.
 
     Args:
-        data: a folder or file; or a format's name, which stands for its usual folder below that of
-            all data (the environment's MTL_DATA, ../shared/data by default).
+        data: a folder or file; or a format's name, which stands for its usual folder below
+            `data_folder()`.
         name: the format, where it shall not be recognised by the layout.
 
     Raises:
@@ -43,12 +42,10 @@ def resolve(data: str | Path, name: str | None = None) -> tuple[str, Path]:
     formats = official_formats()
     called = ALIASES.get(str(data), str(data))
     if called in formats:
-        return name or called, Path(os.environ.get('MTL_DATA', DATA)) / formats[
-            called
-        ].default_folder
+        return name or called, data_folder() / formats[called].default_folder
     raise DatasetError(
         f'{data} does not exist: expected a folder, or one of {", ".join(formats)} for its folder '
-        f'below {os.environ.get("MTL_DATA", DATA)} (MTL_DATA)'
+        f'below {data_folder()} (MTL_DATA)'
     )
 
 

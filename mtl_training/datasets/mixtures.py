@@ -7,8 +7,11 @@ their slots of the same global batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import signal
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from typing import Any
 
 import cv2
@@ -17,9 +20,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mtl_training.config import AugmentationSettings
-from mtl_training.datasets.arrays import ArrayFrame, PreparedArrays
+from mtl_training.config import AugmentationSettings, ConfigError
+from mtl_training.datasets.arrays import ArrayFrame, DatasetError, PreparedArrays
 from mtl_training.datasets.augmentation import augment, change_colours, draw_camera
+from mtl_training.datasets.scenes import scene_edges
 
 Batch = dict[str, Any]
 BLOCK = 1000
@@ -98,6 +102,9 @@ class Mixture(Dataset):
         augmentation: how cameras and colours vary.
         seed: of everything random.
         rank, world_size: this process takes slots rank, rank + world_size, ...
+
+    Raises:
+        DatasetError, ConfigError: A subset is empty, or its weight too small to be drawn.
     """
 
     def __init__(
@@ -115,13 +122,16 @@ class Mixture(Dataset):
             raise ValueError(f'{len(subsets)} subsets have {len(weights)} weights')
         for subset in subsets:
             if not len(subset):
-                raise ValueError(f'source {subset.name} has no frames left to train on')
+                raise DatasetError(
+                    f'source {subset.name} has no frames left to train on: hold fewer out, or '
+                    'add pictures'
+                )
         self.subsets = subsets
         self.pattern = spread(weights, BLOCK)
         absent = set(range(len(subsets))) - set(self.pattern.tolist())
         if absent:
             names = [subsets[k].name for k in sorted(absent)]
-            raise ValueError(
+            raise ConfigError(
                 f'weights of {names} are below one sample in {BLOCK}: raise them or remove the '
                 'sources'
             )
@@ -244,7 +254,10 @@ class Requests(Sampler):
 
 
 def batches(mixture: Mixture, requests: Iterator[BatchRequest], workers: int) -> Iterator[Batch]:
-    """Return the requested batches in order, made by `workers` processes ahead of time."""
+    """Return the requested batches in order, made by `workers` processes ahead of time.
+
+    Ctrl-C, which a terminal sends to the workers, too, is left to this process.
+    """
     loader = DataLoader(
         mixture,
         sampler=Requests(requests),
@@ -257,7 +270,12 @@ def batches(mixture: Mixture, requests: Iterator[BatchRequest], workers: int) ->
         # Its own generator: drawing from the global one would change a resumed run.
         generator=torch.Generator(),
     )
-    return iter(loader)
+    resource_tracker.ensure_running()  # started later, it would let the signal through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return iter(loader)  # the workers keep the mask
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker(_: int) -> None:
@@ -265,12 +283,31 @@ def _start_worker(_: int) -> None:
     cv2.setNumThreads(1)
 
 
-def held_out_blocks(count: int, blocks: int, frames_per_block: int) -> tuple[int, ...]:
-    """Return indices of `blocks` evenly spread runs of consecutive frames out of `count`."""
-    if blocks * frames_per_block >= count:
-        raise ValueError(
-            f'{blocks} blocks of {frames_per_block} frames leave nothing of {count} to train on'
+def held_out_blocks(ids: Sequence[str], blocks: int, frames_per_block: int) -> tuple[int, ...]:
+    """Return indices of `blocks` evenly spread runs of consecutive frames.
+
+    A run that would cut a scene (see scenes.py) begins earlier and ends later, with whole ones.
+
+    Args:
+        ids: of the frames, in their order.
+        blocks: number of runs.
+        frames_per_block: least frames of each.
+
+    Raises:
+        DatasetError: Nothing would be left to train on.
+    """
+    edges = scene_edges(ids)
+    chosen: set[int] = set()
+    if blocks * frames_per_block < len(ids):
+        pitch = len(ids) / blocks
+        for block in range(blocks):
+            start = round(pitch * (block + 0.5) - frames_per_block / 2)
+            start = edges[bisect_right(edges, start) - 1]
+            chosen |= {*range(start, edges[bisect_left(edges, start + frames_per_block)])}
+    if len(chosen) in (0, len(ids)):
+        raise DatasetError(
+            f'{blocks} blocks of {frames_per_block} frames leave nothing of {len(ids)} to train '
+            'on: hold fewer out with --set data.held_out.blocks=... and '
+            'data.held_out.frames_per_block=..., or add pictures'
         )
-    pitch = count / blocks
-    starts = [round(pitch * (block + 0.5) - frames_per_block / 2) for block in range(blocks)]
-    return tuple(start + frame for start in starts for frame in range(frames_per_block))
+    return tuple(sorted(chosen))

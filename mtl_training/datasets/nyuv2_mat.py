@@ -8,6 +8,7 @@ et al. (ICLR 2013) to 13. MATLAB stores columns first, so every array arrives tr
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
@@ -15,9 +16,12 @@ import numpy as np
 
 from mtl_perception.datasets import NYUV2_INTRINSICS, DatasetError, LabelledFrame
 from mtl_perception.geometry.normals import NORMALS_SOURCE, normals_from_depth
+from mtl_training.datasets.inspection import Progress
 
 UNLABELLED = 255
-SPLITS = {'train': 'trainNdxs', 'test': 'testNdxs'}
+SPLITS = {'train': 'trainNdxs', 'test': 'testNdxs', 'devtest': 'testNdxs'}
+# The part of the test split that figures may be looked at while recipes are chosen.
+DEVTEST = Path(__file__).with_name('nyuv2_devtest.txt')
 
 
 class NyuV2Mat:
@@ -25,7 +29,7 @@ class NyuV2Mat:
 
     Args:
         path: `nyu_depth_v2_labeled.mat`.
-        split: 'train' (795 frames) or 'test' (654).
+        split: 'train' (795 frames), 'test' (654), or 'devtest' (323 of the test's).
         maps: folder with `splits.mat` (trainNdxs, testNdxs), `classMapping40.mat` (mapClass: 894
             raw classes to 40) and `class13Mapping.mat` (classMapping13: 40 classes to 13), as
             github.com/ankurhanda/nyuv2-meta-data has them; beside the file by default.
@@ -43,6 +47,9 @@ class NyuV2Mat:
             )
         folder = Path(maps) if maps else self.path.parent
         numbers = _matlab_array(folder / 'splits.mat', SPLITS[split]).astype(int).ravel()
+        if split == 'devtest':
+            chosen = np.loadtxt(DEVTEST, dtype=int)
+            numbers = numbers[np.isin(numbers, chosen)]
         self.to_13 = read_class_map(folder)
         self._rows = [int(number) - 1 for number in numbers]
         self.ids = [f'{number:04d}' for number in numbers]
@@ -118,6 +125,62 @@ class NyuV2Mat:
         status = self.path.stat()
         text = f'{self.path.name} {status.st_size} {status.st_mtime_ns} {self.ids}'
         return hashlib.sha256(text.encode() + self.to_13.tobytes()).hexdigest()
+
+
+def write_pictures(
+    path: str | Path,
+    out: str | Path,
+    maps: str | Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, int]:
+    """Write the .mat file as a picture folder, out/SPLIT/{rgb,depth,label13}/ID.png.
+
+    Pictures are 384x288; depth is uint16 millimetres, 0 = unknown; labels are 0..12, 255 =
+    unlabelled.
+
+    Args:
+        path: `nyu_depth_v2_labeled.mat`.
+        out: the picture folder; its splits must be absent or empty.
+        maps: folder of the split and the class maps, as of `NyuV2Mat`.
+        progress: wraps an iterable of known length, for a progress bar.
+
+    Returns:
+        The number of frames of each split.
+
+    Raises:
+        DatasetError: A file is missing or damaged, a split of `out` holds something, or a picture
+            cannot be written.
+    """
+    readers = {split: NyuV2Mat(path, split, maps) for split in SPLITS}
+    for split in SPLITS:
+        folder = Path(out) / split
+        if folder.exists() and any(folder.iterdir()):
+            raise DatasetError(f'{folder} is not empty: remove it, or choose another folder')
+    for split, reader in readers.items():
+        indices: Iterable[int] = range(len(reader))
+        if progress is not None:
+            indices = progress(indices, len(reader), f'writing {split}')
+        for index in indices:
+            _write_frame(Path(out) / split, reader.read(index))
+    return {split: len(reader) for split, reader in readers.items()}
+
+
+def _write_frame(folder: Path, frame: LabelledFrame) -> None:
+    pictures = {
+        'rgb': frame.rgb[..., ::-1],
+        'depth': np.rint(np.nan_to_num(frame.depth) * 1000).astype(np.uint16),
+        'label13': frame.label,
+    }
+    for name, pixels in pictures.items():
+        target = folder / name / f'{frame.id}.png'
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(cv2.imencode('.png', pixels)[1])
+        except OSError as error:
+            raise DatasetError(
+                f'{target} cannot be written ({error.strerror}): free some space, remove {folder} '
+                'and begin again'
+            ) from error
 
 
 def read_class_map(folder: Path) -> np.ndarray:

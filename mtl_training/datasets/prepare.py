@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from bisect import bisect_left
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from mtl_perception.bundle import AttributeSpec, ClassSpec
 from mtl_perception.datasets import (
     ANNOTATIONS,
     NOT_TOLD_APART,
+    NUM_CLASSES,
     TRUTHS,
     LabelledFrame,
     PictureFolder,
@@ -42,6 +44,7 @@ from mtl_training.datasets.arrays import (
 from mtl_training.datasets.inspection import Progress, inspect
 from mtl_training.datasets.pool import work_on_frames
 from mtl_training.datasets.reader import DatasetReader
+from mtl_training.datasets.scenes import scene_edges
 from mtl_training.datasets.vocabulary import INVALID_LABEL, UNKNOWN, Vocabulary
 
 FARTHEST_MM = 65535
@@ -87,7 +90,7 @@ def prepare(
     cache: str | Path,
     *,
     size: tuple[int, int] = (288, 384),
-    num_classes: int = 13,
+    num_classes: int = NUM_CLASSES,
     limit: int | None = None,
     part: tuple[int, int] | None = None,
     annotations: bool = False,
@@ -107,7 +110,7 @@ def prepare(
         num_classes: labels outside 0..num_classes-1 other than 255 are refused; a reader with
             `classes` has its own number.
         limit: take only the first frames.
-        part: (k, n) takes the k-th of n runs of consecutive frames.
+        part: (k, n) takes the k-th of n runs of consecutive frames; none splits a scene.
         annotations: read a picture folder's boxes and attributes, too.
         skip_broken: leave out frames of an official layout that miss a file or have a broken one,
             instead of refusing them all; `PreparedArrays.findings` names and counts them.
@@ -120,7 +123,7 @@ def prepare(
     """
     root = Path(source) if isinstance(source, str | Path) else None
     want = (*TRUTHS, *ANNOTATIONS) if annotations else TRUTHS
-    reader = PictureFolder(root, split, want) if root is not None else source
+    reader = PictureFolder(root, split, want, num_classes) if root is not None else source
     cache_folder = Path(cache).expanduser().resolve()
     data = reader.root if isinstance(reader, DatasetReader) else root
     if data is not None and cache_folder.is_relative_to(data.resolve()):
@@ -133,7 +136,7 @@ def prepare(
     if not reader.ids:
         raise DatasetError(f'part {part} of split {split} of {source} has no frames: take fewer')
     vocabulary = _vocabulary(reader, num_classes)
-    digest = _fingerprint(reader, root, split, size)
+    digest = _fingerprint(reader, root, split, size, vocabulary.num_classes)
     # What is skipped is known only after every file has been looked at.
     target = cache_folder / f'{_name(source, split)}-{digest}{"-whole" if skip_broken else ""}'
     if (target / INDEX).is_file():
@@ -205,8 +208,13 @@ def _chosen(ids: list[str], limit: int | None, part: tuple[int, int] | None) -> 
     ids = ids[:limit]
     if part is None:
         return ids
-    number, count = part
-    return ids[round(len(ids) * number / count) : round(len(ids) * (number + 1) / count)]
+    edges = scene_edges(ids)
+    # The scene that a cut would split belongs to the part before it.
+    first, last = (
+        edges[bisect_left(edges, round(len(ids) * cut / part[1]))]
+        for cut in (part[0], part[0] + 1)
+    )
+    return ids[first:last]
 
 
 def _vocabulary(reader: FrameReader, num_classes: int) -> Vocabulary:
@@ -224,7 +232,9 @@ def _name(source: object, split: str) -> str:
     return f'{stem}-{split}'
 
 
-def _fingerprint(reader: FrameReader, root: Path | None, split: str, size: tuple[int, int]) -> str:
+def _fingerprint(
+    reader: FrameReader, root: Path | None, split: str, size: tuple[int, int], num_classes: int
+) -> str:
     """Return a short hash of everything the arrays depend on."""
     digest = hashlib.sha256(json.dumps([FORMAT, size, list(reader.ids)]).encode())
     if root is None:
@@ -237,6 +247,8 @@ def _fingerprint(reader: FrameReader, root: Path | None, split: str, size: tuple
                 digest.update(entry.encode())
         if set(ANNOTATIONS) & set(reader.truths):
             digest.update(b'annotations')
+    if num_classes != NUM_CLASSES:
+        digest.update(f'{num_classes} classes'.encode())
     return digest.hexdigest()[:12]
 
 

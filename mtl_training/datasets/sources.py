@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
+from mtl_perception.datasets import NUM_CLASSES
 from mtl_training.config import SourceSettings
 from mtl_training.datasets.arrays import TRUTH_OF_TASK, DatasetError, PreparedArrays
 from mtl_training.datasets.findings import describe_findings
 from mtl_training.datasets.prepare import FrameReader, prepare
-from mtl_training.datasets.vocabulary import Vocabulary
+from mtl_training.datasets.vocabulary import Vocabulary, named
 
 NAMED_PAIRS = 5
 # Format: module of this package and class of its reader.
@@ -94,7 +96,7 @@ def open_source(
     if not path.exists():
         raise DatasetError(
             f'source {source.name}: {path} does not exist: set its path in the configuration or '
-            'with --set data.sources.N.path=...'
+            'with --set data.sources.N.path=..., or MTL_DATA to the folder of all data'
         )
 
     own = source.tasks or ()
@@ -107,7 +109,7 @@ def open_source(
         source.split,
         cache,
         size=(source.height, source.width),
-        num_classes=vocabulary.num_classes if vocabulary is not None else 13,
+        num_classes=vocabulary.num_classes if vocabulary is not None else NUM_CLASSES,
         limit=source.limit,
         part=source.part,
         annotations=annotations or not {'detection', 'classification'}.isdisjoint(own),
@@ -115,7 +117,7 @@ def open_source(
         progress=progress if console is not None else None,
     )
     if console is not None and (found := describe_findings(arrays.findings)):
-        console.print(f'source {source.name}: {found}', highlight=False)
+        console.print(f'source {source.name}: {found}', markup=False, highlight=False)
     if vocabulary is None:
         return arrays
     arrays = arrays.speaking(vocabulary, source.rename, source.tasks)
@@ -127,8 +129,36 @@ def open_source(
                 'tasks'
             )
     if console is not None and (left_out := arrays.left_out()):
-        console.print(f'source {source.name}: {left_out}', highlight=False)
+        console.print(f'source {source.name}: {left_out}', markup=False, highlight=False)
     return arrays
+
+
+def refuse_strange_names(sets: Mapping[str, PreparedArrays], tasks: Iterable[str]) -> None:
+    """Make sure that every source can teach the tasks that it has truth for.
+
+    Raises:
+        DatasetError: A source shares no name with the network, or two sources' ids of pixels mean
+            different classes and the network has no names to translate them to.
+    """
+    tasks = set(tasks)
+    for name, arrays in sets.items():
+        for task in ('segmentation', 'detection', 'classification'):
+            if task in tasks and TRUTH_OF_TASK[task] in arrays.truths:
+                arrays.translation.refuse_strange_names(task, name)
+    lists = {
+        name: arrays.translation.classes
+        for name, arrays in sets.items()
+        if 'segmentation' in tasks
+        and 'label' in arrays.truths
+        and arrays.own.classes
+        and not arrays.vocabulary.classes
+    }
+    for (one, first), (other, second) in itertools.combinations(lists.items(), 2):
+        if any(a != b for a, b in zip(first, second, strict=False)):
+            raise DatasetError(
+                f'the ids of pixels of {one} ({named(first)}) and of {other} ({named(second)}) '
+                'mean different classes: name those of the network in network.classes'
+            )
 
 
 def refuse_shared_pictures(sets: Mapping[str, PreparedArrays]) -> None:

@@ -105,6 +105,7 @@ class Translation:
             None where the ids stay.
         boxes: int64 [source boxes], the network's class or NO_BOX_CLASS where it has none.
         boxes_known: bool [target boxes], the network's classes that the data set labels.
+        classes: names of the data set's pixel classes, renamed; () where they have none.
         unused: names of the data set that the network does not know, by kind.
 
     Raises:
@@ -115,8 +116,10 @@ class Translation:
         self, source: Vocabulary, target: Vocabulary, rename: Mapping[str, str] | None = None
     ) -> None:
         rename = rename or {}
+        self._source, self._target = source, target
         self._refuse_unknown_names(source, rename)
-        self.labels = self._label_map(source, target, rename)
+        self.classes = tuple(rename.get(name, name) for name in source.classes)
+        self.labels = self._label_map(source, target, self.classes)
         ids = {name: index for index, name in enumerate(target.box_classes)}
         self.boxes = np.array(
             [ids.get(rename.get(name, name), NO_BOX_CLASS) for name in source.box_classes],
@@ -147,7 +150,56 @@ class Translation:
                 for index, name in enumerate(source.classes)
                 if self.labels[index] == INVALID_LABEL
             ],
+            'attributes': [
+                name
+                for theirs in source.attributes
+                for name in self._unused_answers(theirs, rename.get(theirs.name, theirs.name))
+            ],
         }  # fmt: skip
+
+    def _unused_answers(self, theirs: AttributeSpec, called: str) -> list[str]:
+        """Return an attribute that the network lacks, or the classes of it that it lacks."""
+        if called not in self._columns:
+            return [theirs.name]
+        pairs = zip(theirs.classes, self._columns[called], strict=True)
+        return [f'{theirs.name} {name}' for name, column in pairs if column < 0]
+
+    def refuse_strange_names(self, task: str, source: str) -> None:
+        """Raise DatasetError where the data set and the network share no name for a task.
+
+        Args:
+            task: that the data set has truth for.
+            source: what the data set is called.
+        """
+        kind, key, shared, theirs, ours = {
+            'segmentation': (
+                'classes of pixels',
+                'classes',
+                self.labels is None or (self.labels != INVALID_LABEL).any(),
+                self._source.classes,
+                self._target.classes,
+            ),
+            'detection': (
+                'classes of boxes',
+                'box_classes',
+                self.boxes_known.any(),
+                self._source.box_classes,
+                self._target.box_classes,
+            ),
+            'classification': (
+                'attributes',
+                'attributes',
+                any((columns >= 0).any() for columns in self._columns.values()),
+                _described(self._source.attributes),
+                _described(self._target.attributes),
+            ),
+        }[task]
+        if not shared:
+            raise DatasetError(
+                f'source {source} has the {kind} {named(theirs)}, and none of them is one of the '
+                f"network's ({named(ours)}): translate them with its rename, set network.{key}, "
+                f'or give it tasks without {task}'
+            )
 
     @staticmethod
     def _refuse_unknown_names(source: Vocabulary, rename: Mapping[str, str]) -> None:
@@ -162,9 +214,8 @@ class Translation:
 
     @staticmethod
     def _label_map(
-        source: Vocabulary, target: Vocabulary, rename: Mapping[str, str]
+        source: Vocabulary, target: Vocabulary, theirs: tuple[str, ...]
     ) -> np.ndarray | None:
-        theirs = tuple(rename.get(name, name) for name in source.classes)
         if not theirs or not target.classes:
             if source.num_classes > target.num_classes:
                 raise DatasetError(
@@ -204,6 +255,10 @@ def _column_map(
     """Return the network's class of each of the data set's, -1 where it has none."""
     ids = {name: index for index, name in enumerate(ours.classes)}
     return np.array([ids.get(rename.get(name, name), -1) for name in theirs.classes])
+
+
+def _described(attributes: Iterable[AttributeSpec]) -> list[str]:
+    return [f'{spec.name} ({named(spec.classes)})' for spec in attributes]
 
 
 def named(names: Iterable[str], most: int = 8) -> str:

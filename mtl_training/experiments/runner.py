@@ -23,7 +23,7 @@ from mtl_perception.views import (
     draw_lines,
     strip,
 )
-from mtl_training.config import SourceSettings, TrainingConfig
+from mtl_training.config import ConfigError, SourceSettings, TrainingConfig, parse_config
 from mtl_training.data import needs_annotations, vocabulary_of
 from mtl_training.datasets.arrays import PreparedArrays
 from mtl_training.datasets.mixtures import FrameSubset
@@ -39,7 +39,8 @@ from mtl_training.experiments.study import (
 )
 from mtl_training.export import coloured, named_classes
 from mtl_training.networks.cost import count_macs, count_parameters
-from mtl_training.run_state import load_network
+from mtl_training.processes import refuse_several_processes
+from mtl_training.run_state import described, differences, load_network
 from mtl_training.trainer import train
 
 PICTURED_FRAMES = 3
@@ -52,17 +53,26 @@ def run_study(
 ) -> dict[str, Any]:
     """Run every row with every seed and return the study's results.
 
-    What is already there is skipped, what was interrupted is resumed; the tables are written
-    after every training, so a long study can be watched.
+    What is already there is skipped, what was interrupted is resumed, if it is of the same
+    settings; the tables are written after every training, so a long study can be watched.
 
     Args:
         study: what to run.
         out: results.json, tables, the page and a folder per training go here.
         scale: 'full', or 'quick' for a run through everything in minutes.
         console: for progress; None is silent.
+
+    Raises:
+        ConfigError: torchrun started it, or a training in `out` is not of the configuration that
+            the study gives its row now.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    refuse_several_processes('experiment')
     source = measured_source(study, scale)
+    for row in study.rows:
+        for seed in study.seeds:
+            config = row_config(study, row, seed, scale)
+            _refuse_another_training(out / row.name / str(seed), config, source)
+    out.mkdir(parents=True, exist_ok=True)
     first = row_config(study, study.rows[0], study.seeds[0], scale)
     names = vocabulary_of(first.network)
     every_task = {
@@ -80,28 +90,59 @@ def run_study(
 
     arrays = opened(source)
     frames = FrameSubset(source.name, arrays, tuple(range(len(arrays))))
-    sets = {f'train:{entry.name}': opened(entry) for entry in first.data.sources}
+    sets = {f'train:{entry.name}': opened(entry) for entry in first.data.every_source}
     refuse_shared_pictures({**sets, f'measure:{source.name}': arrays})
     for row in study.rows:
         for seed in study.seeds:
             config = row_config(study, row, seed, scale)
             folder = out / row.name / str(seed)
             if not (folder / 'measured.json').is_file():
-                _train_and_measure(config, folder, frames, console)
+                _train_and_measure(config, source, folder, frames, console)
         results = summarise(study, out, scale, len(frames))
         write_report(study, results, out)
     return results
 
 
+def _refuse_another_training(folder: Path, config: TrainingConfig, source: SourceSettings) -> None:
+    """Raise ConfigError where `folder` holds a training or figures that are not of these settings.
+
+    Half-done rows are judged by their checkpoint. A study compares its rows, so that their length
+    may not change either.
+    """
+    stored: dict[str, Any] = {}
+    for file in (folder / 'last.json', folder / 'measured.json'):
+        if file.is_file():
+            stored |= json.loads(file.read_text(encoding='utf-8'))
+    different = []
+    if 'config' in stored:
+        different += differences(parse_config(stored['config'], str(folder)), config)
+    if 'measured_on' in stored:
+        measured_on = SourceSettings.model_validate(stored['measured_on'])
+        different += differences(measured_on, source, 'measure')
+    if different:
+        raise ConfigError(
+            f'{folder} holds a training or figures of other settings than the study gives it now '
+            f'({described(different)}): remove that folder to train it anew, or choose another '
+            '--out'
+        )
+
+
 def _train_and_measure(
-    config: TrainingConfig, folder: Path, frames: FrameSubset, console: Console | None
+    config: TrainingConfig,
+    source: SourceSettings,
+    folder: Path,
+    frames: FrameSubset,
+    console: Console | None,
 ) -> None:
     finished = folder / 'result.json'
     if not (finished.is_file() and json.loads(finished.read_text())['finished']):
         result = train(config, folder, resume=(folder / 'last.json').is_file(), console=console)
         if not result['finished']:
             raise KeyboardInterrupt
-    measured: dict[str, Any] = {}
+    measured: dict[str, Any] = {
+        'config': config.model_dump(mode='json'),
+        'measured_on': source.model_dump(mode='json'),
+    }
     for which in ('best', 'last'):
         network, _ = load_network(folder / f'{which}.json')
         per_frame, pictures = _measure(network, config, frames)

@@ -20,6 +20,7 @@ from mtl_training.config import (
     parse_config,
 )
 from mtl_training.experiments.study import STUDY_FOLDER
+from mtl_training.processes import refuse_several_processes
 from mtl_training.trainer import TrainingError, train
 
 
@@ -95,7 +96,11 @@ def tune(
         trials: how many to add.
         storage: database URL for several machines; SQLite in `out` by default.
         console: for progress; None is silent.
+
+    Raises:
+        ConfigError: torchrun started it.
     """
+    refuse_several_processes('tune')
     out.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
         study_name=search.name,

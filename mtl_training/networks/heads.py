@@ -31,6 +31,29 @@ LEAST_SCORE = 0.01
 AREA_UNIT_PX = 32.0
 
 
+class FullPrecisionConv2d(nn.Conv2d):
+    """A convolution that computes in float32 under autocast, too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve [N,C,H,W] of any precision."""
+        # Shapes alone ('meta') know no autocast; without it, exporters meet a plain convolution.
+        if x.is_meta or not torch.is_autocast_enabled(x.device.type):
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
+def with_full_precision_outputs(head: nn.Module) -> nn.Module:
+    """Let a head's 1x1 convolutions to its outputs compute in float32; names and weights stay.
+
+    Half precision would round logits, depth and boxes to 8 bits before the loss sees them.
+    """
+    for layers in (head, *head.children()):
+        if isinstance(layers, nn.Sequential) and isinstance(layers[-1], nn.Conv2d):
+            layers[-1].__class__ = FullPrecisionConv2d
+    return head
+
+
 class DetectionHead(nn.Module):
     """Compute heat maps and distances from the fused map.
 

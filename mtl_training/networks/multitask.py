@@ -21,6 +21,7 @@ from mtl_training.networks.heads import (
     ClassificationHead,
     DetectionHead,
     boxes_in_pixels,
+    with_full_precision_outputs,
 )
 from mtl_training.networks.sharing import SHARING
 
@@ -169,6 +170,8 @@ class MultiTaskNetwork(nn.Module):
             self.heads['classification'] = ClassificationHead(
                 self.encoder.channels[-1], config.num_attribute_classes
             )
+        for head in self.heads.values():
+            with_full_precision_outputs(head)
         self._align_corners = decoder.align_corners
         self._fused_stride = self.encoder.strides[-1 if decoder.coarse else 0]
         self._start_at_typical_depth()
@@ -236,7 +239,8 @@ class MultiTaskNetwork(nn.Module):
             if task == 'detection' and self._fused_stride != BOX_STRIDE:
                 cells = [edge // BOX_STRIDE for edge in size]
                 features = F.interpolate(features, cells, mode='bilinear')
-            # float32 from here on: half precision would round depth to centimetres.
+            # Dense heads and boxes end in float32 (half precision would round depth to
+            # centimetres); all that follows stays so.
             raw = self.heads[task](features).float()
             if task not in DENSE_TASKS:
                 outputs[task] = boxes_in_pixels(raw) if task == 'detection' else raw
