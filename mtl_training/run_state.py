@@ -16,6 +16,7 @@ from mtl_training import lineage
 from mtl_training.bundle_weights import load_bundle_weights, trained_network
 from mtl_training.checkpoints import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from mtl_training.config import NetworkSettings, Settings, TrainingConfig, parse_config
+from mtl_training.data import vocabulary_of
 from mtl_training.ema import MovingAverage
 from mtl_training.networks import MultiTaskNetwork, NetworkConfig, build_network
 from mtl_training.optimizer import load_optimizer_tensors, optimizer_tensors
@@ -31,6 +32,14 @@ INCIDENTAL = re.compile(
 RESUMABLE = re.compile(
     r'schedule\.(?:minutes|steps|evaluations)|optimizer\.(?:lr|clip_norm)|network\.pretrained'
 )
+# What only the head of a task depends on, but for the classes' names.
+_OF_HEADS = {
+    'segmentation': ('num_classes',),
+    'depth': ('depth_min', 'depth_max', 'depth_activation'),
+    'normals': ('normals_confidence',),
+    'detection': ('box_classes',),
+    'classification': ('attributes',),
+}
 
 
 @dataclass
@@ -126,8 +135,8 @@ class RunState:
     def start_from(self, path: Path, pictures: Iterable[Tensor]) -> list[str]:
         """Take over the weights of another run's checkpoint or of a bundle, nothing else.
 
-        Its tasks may be others than this run's: heads that only one of the two has stay as they
-        were built, or are left behind.
+        Its tasks and classes may be others than this run's: heads that it lacks or that tell
+        other classes stay as they were built, those that this run lacks are left behind.
 
         Args:
             path: a checkpoint's .json, a bundle's folder, or a shipped bundle's name.
@@ -135,7 +144,7 @@ class RunState:
                 `load_bundle_weights`).
 
         Returns:
-            The tasks whose heads the checkpoint lacks.
+            The tasks whose heads begin anew.
 
         Raises:
             CheckpointError: It is missing, damaged, or of another network.
@@ -145,18 +154,24 @@ class RunState:
             checkpoint = load_checkpoint(path)
             stored = parse_config(checkpoint.values['config'], str(path))
             settings, tasks = stored.network, stored.tasks
-            refuse_other_network(settings, tasks, self.config, path, same_tasks=False)
+            refuse_other_network(settings, tasks, self.config, path, same_heads=False)
             weights = checkpoint.part('average') or checkpoint.part('network')
         else:
             bundle = ModelBundle.load(path)
             settings, tasks = trained_network(bundle)
-            refuse_other_network(settings, tasks, self.config, path, same_tasks=False)
+            refuse_other_network(settings, tasks, self.config, path, same_heads=False)
             network = build_stored_network(settings, tasks)
             load_bundle_weights(network, bundle, pictures)
             weights = network.state_dict()
-        new_tasks = [task for task in self.config.tasks if task not in tasks]
+        own = self.config.network
+        new_tasks = [
+            task
+            for task in self.config.tasks
+            if task not in tasks or _head_settings(settings, task) != _head_settings(own, task)
+        ]
         own_heads = tuple(f'heads.{task}.' for task in new_tasks)
-        other_heads = tuple(f'heads.{t}.' for t in tasks if t not in self.config.tasks)
+        left = [t for t in tasks if t not in self.config.tasks or t in new_tasks]
+        other_heads = tuple(f'heads.{task}.' for task in left)
         built = self.parts['network'].state_dict()
         weights = {key: value for key, value in weights.items() if not key.startswith(other_heads)}
         weights |= {key: value for key, value in built.items() if key.startswith(own_heads)}
@@ -207,19 +222,31 @@ def refuse_other_network(
     config: TrainingConfig,
     path: Path,
     *,
-    same_tasks: bool = True,
+    same_heads: bool = True,
 ) -> None:
-    """Raise CheckpointError where the network stored at `path` is not the configuration's."""
+    """Raise CheckpointError where the network stored at `path` is not the configuration's.
+
+    Without `same_heads`, only what the heads read has to be the same.
+    """
     stored, wanted = (
-        {**network.model_dump(), 'tasks': names if same_tasks else None, 'pretrained': None}
+        {**network.model_dump(), 'tasks': names, 'pretrained': None}
         for network, names in ((settings, tasks), (config.network, config.tasks))
     )
+    if not same_heads:
+        free = {'tasks', 'drop_path', 'max_boxes', 'classes'}.union(*_OF_HEADS.values())
+        wanted = {key: value for key, value in wanted.items() if key not in free}
     different = [(key, stored[key], wanted[key]) for key in wanted if stored[key] != wanted[key]]
     if different:
         raise CheckpointError(
             f'{path} is of another network ({described(different)}): use the configuration it was '
             'trained with'
         )
+
+
+def _head_settings(network: NetworkSettings, task: str) -> list[Any]:
+    """Return what the head of a task is made for."""
+    names = [vocabulary_of(network).classes] if task == 'segmentation' else []
+    return [*names, *(getattr(network, name) for name in _OF_HEADS[task])]
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:

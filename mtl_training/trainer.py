@@ -129,7 +129,8 @@ def train(
     elif start_from is not None:
         new_tasks = state.start_from(start_from, _pictures(mixture, config))
         if new_tasks and console is not None and processes.leads:
-            console.print(f'{start_from} has no heads for {", ".join(new_tasks)}: they begin anew')
+            heads = ', '.join(new_tasks)
+            console.print(f'{start_from} has no such heads for {heads}: they begin anew')
     processes.share_weights(parts)
 
     clock = Clock(config.schedule, state.position.elapsed_s)

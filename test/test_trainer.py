@@ -202,6 +202,40 @@ def test_a_run_goes_on_elsewhere_and_for_longer(
     assert result['finished'] and result['steps'] == 7
 
 
+def test_a_start_with_other_classes_keeps_all_but_that_head(
+    finished: Path, pictures: Path, cache: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(
+        pictures,
+        cache,
+        network={
+            'backbone': 'pvt_v2_b0',
+            'decoder_channels': 16,
+            'num_classes': 14,
+            'drop_path': 0.1,
+        },
+        optimizer={'lr': 1e-12, 'weight_decay': 0.0},
+        schedule={
+            'steps': 1,
+            'warmup_steps': 0,
+            'evaluations': 1,
+            'stages': [{'height': 32, 'width': 64}],
+        },
+    )
+    said = Console(record=True, width=300)
+    train(config, tmp_path / 'other', start_from=finished / 'last.json', console=said)
+    assert 'has no such heads for segmentation: they begin anew' in said.export_text()
+    before, after = (
+        load_network(path / 'last.json')[0] for path in (finished, tmp_path / 'other')
+    )
+    shapes = [
+        network.state_dict()['heads.segmentation.1.weight'].shape[0] for network in (before, after)
+    ]
+    assert shapes == [13, 14]
+    for (name, a), b in zip(before.named_parameters(), after.parameters(), strict=True):
+        assert name.startswith('heads.segmentation.') or torch.allclose(a, b, atol=1e-6), name
+
+
 def test_training_can_start_from_another_runs_weights(
     finished: Path, pictures: Path, cache: Path, tmp_path: Path
 ) -> None:
@@ -226,7 +260,7 @@ def test_a_start_without_some_heads_says_so_and_keeps_the_rest(
     config = tiny_config(pictures, cache, tasks=['depth', 'detection'], **common)
     said = Console(record=True, width=300)
     train(config, tmp_path / 'two', start_from=finished / 'last.json', console=said)
-    assert 'has no heads for detection: they begin anew' in said.export_text()
+    assert 'has no such heads for detection: they begin anew' in said.export_text()
     start, _ = load_network(finished / 'last.json')
     end, _ = load_network(tmp_path / 'two' / 'last.json')
     before, after = dict(start.named_parameters()), dict(end.named_parameters())
