@@ -117,7 +117,13 @@ def comparison_table(comparison: Comparison, names: tuple[str, str]) -> Group:
         f'A {names[0]}, B {names[1]}: {comparison.paired} frames in both, drawn in '
         f'{comparison.blocks} blocks of up to {comparison.block}'
     )
-    table = Table(title=title, title_justify='left', box=SIMPLE_HEAD)
+    table = Table(
+        title=title,
+        title_justify='left',
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,  # for 80 columns
+    )
     for heading in ('figure', 'A', 'B', 'B - A', '95 % interval', ''):
         justify = 'left' if heading in ('figure', '') else 'right'
         table.add_column(heading, justify=justify, no_wrap=True)
