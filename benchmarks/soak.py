@@ -8,6 +8,7 @@ for.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from dataclasses import dataclass, field
@@ -27,8 +28,10 @@ from mtl_perception.ros.environment import shared_folder
 from mtl_perception.ros.live import LiveResult, perception_program, replay_through
 from mtl_perception.ros.sources import open_source
 
-# Allocators and caches have found their size by then.
+# Allocators and caches have found their size by then, and the queues of pictures, which only fill
+# while the node is held up, have been full.
 WARM_UP_SHARE = 0.2
+HELD_UP_S = 1.0
 MAX_GROWTH_MIB = 5.0
 
 
@@ -36,13 +39,18 @@ MAX_GROWTH_MIB = 5.0
 class Watch:
     """Samples a process' resident memory and open descriptors until it ends.
 
+    Once it may hold the process up, so that its queues are full for a moment.
+
     Attributes:
+        period_s: between samples.
+        hold_up_after_s: when it does, from the start; never by default.
         times_s: since the start.
         memory_mib: resident memory.
         descriptors: open files, sockets and shared memory.
     """
 
     period_s: float
+    hold_up_after_s: float = math.inf
     times_s: list[float] = field(default_factory=list)
     memory_mib: list[float] = field(default_factory=list)
     descriptors: list[int] = field(default_factory=list)
@@ -52,9 +60,14 @@ class Watch:
         threading.Thread(target=self._run, args=(psutil.Process(pid),), daemon=True).start()
 
     def _run(self, process: psutil.Process) -> None:
-        began = time.monotonic()
+        began, held_up = time.monotonic(), False
         while True:
             try:
+                if not held_up and time.monotonic() - began > self.hold_up_after_s:
+                    held_up = True
+                    process.suspend()
+                    time.sleep(HELD_UP_S)
+                    process.resume()
                 memory, descriptors = process.memory_info().rss, process.num_fds()
             except psutil.Error:
                 return
@@ -107,7 +120,10 @@ def main(
     loaded = ModelBundle.load(bundle)
     source = open_source(recording or shared_folder('samples') / 'room', split=split)
     count = round(minutes * 60 * fps)
-    watch = Watch(period_s=max(0.1, min(5.0, minutes * 60 / 200)))
+    watch = Watch(
+        period_s=max(0.1, min(5.0, minutes * 60 / 200)),
+        hold_up_after_s=minutes * 60 * WARM_UP_SHARE / 2,
+    )
     with Progress(console=console) as progress:
         task = progress.add_task(f'{minutes:g} minutes at {fps:g} Hz', total=count)
         result = replay_through(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / 'benchmarks'))
@@ -38,6 +41,23 @@ def test_memory_and_descriptors_stay_and_every_picture_is_accounted_for(feed, ti
     watch.memory_mib = [watch.memory_mib[i] for i in kept]
     watch.descriptors = [watch.descriptors[i] for i in kept]
     assert complaints(result, watch.growth()) == []
+
+
+def test_a_process_is_held_up_once_and_goes_on():
+    with subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']) as child:
+        process = psutil.Process(child.pid)
+        watch = Watch(period_s=0.05, hold_up_after_s=0.3)
+        watch.start(child.pid)
+        deadline = time.monotonic() + 30
+        while process.status() != psutil.STATUS_STOPPED and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert process.status() == psutil.STATUS_STOPPED
+        seen = len(watch.times_s)
+        while len(watch.times_s) < seen + 20 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert len(watch.times_s) >= seen + 20
+        assert process.status() != psutil.STATUS_STOPPED
+        child.kill()
 
 
 def test_growth_and_loss_are_complained_about():
