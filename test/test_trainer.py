@@ -108,6 +108,12 @@ def test_a_run_that_is_there_is_not_overwritten(
         train(tiny_config(pictures, cache), finished)
 
 
+def assert_good_checkpoint_of(run: Path, *, step: int) -> None:
+    kept = load_checkpoint(run / 'last.json')
+    assert kept.values['position']['step'] == step
+    assert all(t.isfinite().all() for t in kept.tensors.values() if t.is_floating_point())
+
+
 def test_nan_stops_with_task_and_frames_and_keeps_the_checkpoint(
     pictures: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,9 +131,7 @@ def test_nan_stops_with_task_and_frames_and_keeps_the_checkpoint(
     monkeypatch.setattr(Mixture, '__getitem__', poisoned)
     with pytest.raises(TrainingError, match=r'depth loss is (inf|nan) at step 3 .*boxes:\d{4}'):
         train(config, tmp_path / 'run')
-    kept = load_checkpoint(tmp_path / 'run' / 'last.json')
-    assert kept.values['position']['step'] == 3
-    assert all(t.isfinite().all() for t in kept.tensors.values() if t.is_floating_point())
+    assert_good_checkpoint_of(tmp_path / 'run', step=3)
 
 
 def test_a_gradient_that_is_not_finite_stops_a_run_without_clipping(
@@ -147,9 +151,7 @@ def test_a_gradient_that_is_not_finite_stops_a_run_without_clipping(
     monkeypatch.setattr(trainer, '_backward', overflowing)
     with pytest.raises(TrainingError, match=r'gradient is inf at step 2 .*boxes:\d{4}'):
         train(config, tmp_path / 'run')
-    kept = load_checkpoint(tmp_path / 'run' / 'last.json')
-    assert kept.values['position']['step'] == 2
-    assert all(t.isfinite().all() for t in kept.tensors.values() if t.is_floating_point())
+    assert_good_checkpoint_of(tmp_path / 'run', step=2)
 
 
 def test_checkpoint_of_another_architecture_is_refused(

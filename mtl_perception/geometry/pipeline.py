@@ -239,7 +239,7 @@ class SceneGeometry:
         confidence, steepness, std = prediction.confidence, None, noise
         if prediction.normal is not None:
             confidence, steepness, std = self._check(inverse, normals, camera, confidence, noise)
-        known_height = self._height_prior(base_from_camera) if plane is not None else None
+        known_height = self.known_height(base_from_camera) if plane is not None else None
         contacts = config.contacts and config.scale == 'apply' and known_height is not None
         # What comes nearer by its contact may have seemed out of range.
         reach = _CONTACT_REACH if contacts else 1.0
@@ -369,7 +369,12 @@ class SceneGeometry:
             up_std_deg=self.config.mount_std_deg,
         )
 
-    def _height_prior(self, base_from_camera: np.ndarray | None) -> float | None:
+    def known_height(self, base_from_camera: np.ndarray | None) -> float | None:
+        """Return how high the camera is known to be above the floor, metres; None if it is not.
+
+        Args:
+            base_from_camera: [4, 4], as of `update`; counts where `camera_height` is not set.
+        """
         if self.config.camera_height is not None:
             return self.config.camera_height
         # A base that is not below the camera does not lie on the floor.
@@ -380,7 +385,7 @@ class SceneGeometry:
     def _scale_by_height(
         self, floor: FloorEstimate, base_from_camera: np.ndarray | None
     ) -> ScaleObservation | None:
-        height = self._height_prior(base_from_camera)
+        height = self.known_height(base_from_camera)
         if floor.plane is None or height is None:
             return None
         return scale_from_height(floor.plane, height)
@@ -438,7 +443,7 @@ class SceneGeometry:
         if floor.plane is not None:
             self._last_plane = (time_s, floor.plane)
             return floor.plane
-        height = self._height_prior(base_from_camera)
+        height = self.known_height(base_from_camera)
         if base_from_camera is not None and height is not None:
             up = tuple(base_from_camera[2, :3])
             return nominal_plane(up, height, angle_std_deg=self.config.mount_std_deg)

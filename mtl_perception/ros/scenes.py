@@ -298,9 +298,8 @@ class SceneOutputs:
 
     def _scale_is_told(self, base_from_upright: np.ndarray | None) -> bool:
         """Tell whether something is there that could tell the scale."""
-        if self._reference is not None or self._camera.settings.camera_height:
-            return True
-        return base_from_upright is not None and base_from_upright[2, 3] > 0
+        known = self._geometry.known_height(base_from_upright)
+        return self._reference is not None or known is not None
 
     def _tell_of_height(self, base_from_upright: np.ndarray | None, settings: Settings) -> None:
         """Say what height the scale follows, or warn that none is known."""
