@@ -211,14 +211,15 @@ class Evaluation:
     def gallery(self) -> list[tuple[str, Shown]]:
         """Return best, median and worst frames with these words."""
         kept = [
-            (shown, shard, place)
+            (shard, shown, place)
             for shard in self.shards
             for place, shown in enumerate(shard.gallery())
         ]
-        return [
-            (title, kept[index][1].with_pictures(kept[index][2]))
-            for title, index in choose([shown for shown, _, _ in kept])
-        ]
+        gallery = []
+        for title, index in choose([shown for _, shown, _ in kept]):
+            shard, shown, place = kept[index]
+            gallery.append((title, shard.with_pictures(shown, place)))
+        return gallery
 
 
 def combine(

@@ -88,9 +88,9 @@ class Shard:
             for entry in entries
         ]
 
-    def with_pictures(self, index: int) -> Shown:
-        """Return frame `index` of `gallery` with its pictures."""
+    def with_pictures(self, shown: Shown, index: int) -> Shown:
+        """Return a frame of `gallery`, there at `index`, with its pictures."""
         with zipfile.ZipFile(self.path) as archive:
             files = json.loads(archive.read(_GALLERY))[index]['pictures'].items()
             pictures = {name: archive.read(file) for name, file in files}
-        return replace(self.gallery()[index], pictures=pictures)
+        return replace(shown, pictures=pictures)
