@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from mtl_perception.frames import Intrinsics
 
+_NO_ROTATION = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 _RECTIFIED_WORDS = frozenset({'rect', 'rectified'})
 
 
@@ -27,7 +26,7 @@ class Calibration:
         rectified: camera of the rectified picture (P), equal to `raw` where P is empty.
         distortion: coefficients D.
         model: of the distortion.
-        rotation: R, float64 [3, 3], from the camera to the rectified camera.
+        rotation: R, row by row, from the camera to the rectified camera.
         baseline: P[0, 3] and P[1, 3], in pixels times metres.
         frame_id: of the message.
     """
@@ -36,7 +35,7 @@ class Calibration:
     rectified: Intrinsics
     distortion: tuple[float, ...] = ()
     model: str = ''
-    rotation: np.ndarray = field(default_factory=lambda: np.eye(3))
+    rotation: tuple[float, ...] = _NO_ROTATION
     baseline: tuple[float, float] = (0.0, 0.0)
     frame_id: str = ''
 
@@ -101,7 +100,7 @@ class Calibration:
             rectified=rectified,
             distortion=tuple(d),
             model=info.distortion_model,
-            rotation=np.array(r, np.float64).reshape(3, 3) if any(r) else np.eye(3),
+            rotation=tuple(r) if any(r) else _NO_ROTATION,
             baseline=(p[3] / binning_x, p[7] / binning_y) if any(p) else (0.0, 0.0),
             frame_id=info.header.frame_id,
         )

@@ -198,6 +198,10 @@ def evaluate(
         Literal['0', '90', '180', '270'],
         typer.Option(help="Clockwise turn that makes the pictures upright, the node's rotate."),
     ] = '0',
+    rectify: Annotated[
+        bool,
+        typer.Option('--rectify', help="Take the lens distortion out, the node's rectify."),
+    ] = False,
     workers: Annotated[int, typer.Option(min=1, help='Processes for a folder of bags.')] = 1,
     ray: Annotated[
         str | None, typer.Option(help="Address of a Ray cluster for a folder of bags, or 'auto'.")
@@ -232,6 +236,7 @@ def evaluate(
                 limit=limit,
                 gallery=report is not None,
                 rotate=int(rotate),
+                rectify=rectify,
             )
             shown = _replay_live(paths[0], settings) if live else None
             code = command.evaluate(
@@ -254,7 +259,7 @@ def _replay_live(path: Path, settings: Settings) -> dict[str, Any]:
     from mtl_perception.ros.live import replay_live
 
     topics = settings.topics
-    parameters: dict[str, object] = {'rotate': settings.rotate}
+    parameters: dict[str, object] = {'rotate': settings.rotate, 'rectify': settings.rectify}
     if topics.camera_info:
         parameters['camera_info_topic'] = topics.camera_info
     result = replay_live(

@@ -133,6 +133,7 @@ class BagSink:
         p: tuple[float, ...] = (0.0,) * 12,
         binning: int = 0,
         region: tuple[int, int, int, int] = (0, 0, 0, 0),
+        model: str = 'plumb_bob',
     ) -> None:
         """Write a camera_info; `region` is x, y, width and height on a sensor of `size`."""
         types = self.store.types
@@ -152,7 +153,7 @@ class BagSink:
             header=self.header(stamp_ns, 'camera'),
             height=size[0],
             width=size[1],
-            distortion_model='plumb_bob',
+            distortion_model=model,
             binning_x=binning,
             binning_y=binning,
             roi=roi,

@@ -56,6 +56,7 @@ class Settings:
         gallery: keep pictures for the report.
         rotate: clockwise turn that makes the pictures upright for the network, as for the node:
             0, 90, 180 or 270 degrees.
+        rectify: take the lens distortion out of pictures and truths, as the node's rectify does.
     """
 
     bundle: str
@@ -68,6 +69,7 @@ class Settings:
     limit: int = 0
     gallery: bool = True
     rotate: int = 0
+    rectify: bool = False
 
     def open(self) -> Perceiver:
         """Open the engine, ready for the first frame."""
@@ -118,6 +120,7 @@ def evaluate_recording(
             topics=settings.topics,
             tolerance_s=settings.tolerance_s,
             num_classes=len(perceiver.bundle.classes) or IGNORE,
+            rectify=settings.rectify,
         )
     else:
         recording = source

@@ -51,6 +51,7 @@ def open_recording(
     topics: TopicChoice | None = None,
     tolerance_s: float = 0.02,
     num_classes: int = NUM_CLASSES,
+    rectify: bool = False,
 ) -> Recording:
     """Open a bag, a labelled picture folder, an RGB-D sequence or a folder of plain pictures.
 
@@ -60,6 +61,8 @@ def open_recording(
         topics: see `TopicChoice`; bags only.
         tolerance_s: how far the stamp of a truth may lie from its picture's; an equal stamp wins.
         num_classes: of a labelled folder's pixels.
+        rectify: take the lens distortion out of pictures and truths; bags only, as only they
+            tell it.
 
     Raises:
         RecordingError, DatasetError: one sentence about what is wrong with the whole of it.
@@ -68,7 +71,11 @@ def open_recording(
     if not path.exists():
         raise RecordingError(f'{path} does not exist: give a bag or a folder of pictures')
     if is_bag(path):
-        return BagRecording(path, topics or TopicChoice(), tolerance_s)
+        return BagRecording(path, topics or TopicChoice(), tolerance_s, rectify)
+    if rectify:
+        raise RecordingError(
+            f'{path} cannot be rectified: only bags hold the distortion of their camera'
+        )
     if path.is_file():
         raise RecordingError(
             f'{path} is no recording: expected a bag (.mcap, .db3, .bag or a rosbag2 folder) '

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mtl_perception.calibration import Calibration, CalibrationError, is_named_rectified
 from mtl_perception.encodings import EncodingError, picture_size
-from mtl_perception.frames import CameraFrame, Intrinsics
+from mtl_perception.frames import CameraFrame
 from mtl_perception.recordings._base import (
     BaseRecording,
     RecordedFrame,
@@ -18,6 +18,7 @@ from mtl_perception.recordings._base import (
     TrueBoxes,
     Truth,
 )
+from mtl_perception.recordings._rectified import rectify_boxes, rectify_truth
 from mtl_perception.recordings._storage import Bag, BagError, BagMessage
 from mtl_perception.recordings._topics import (
     COMPRESSED,
@@ -34,6 +35,7 @@ from mtl_perception.recordings._truths import (
     read_pixels,
     read_truth,
 )
+from mtl_perception.rectification import Rectifier
 
 _MOST_WAITING = 30
 _MOST_TRUTHS = 90
@@ -49,6 +51,7 @@ class _Camera:
     known: dict[str, dict[int, BagMessage]] = field(default_factory=dict)
     newest: dict[str, int] = field(default_factory=dict)
     info: Any = None
+    rectifier: Rectifier = field(default_factory=Rectifier)
     last_stamp: int | None = None
     seen: Counter[str] = field(default_factory=Counter)
 
@@ -59,8 +62,11 @@ class BagRecording(BaseRecording):
     Every camera of the bag is read, each with its own camera_info and truth.
     """
 
-    def __init__(self, path: Path, choice: TopicChoice, tolerance_s: float) -> None:
+    def __init__(
+        self, path: Path, choice: TopicChoice, tolerance_s: float, rectify: bool = False
+    ) -> None:
         super().__init__(path, path.name)
+        self._rectify = rectify
         self._tolerance_ns = round(tolerance_s * 1e9)
         self._tf = Transforms()
         with Bag(path) as bag:
@@ -202,12 +208,23 @@ class BagRecording(BaseRecording):
                 continue
             used.append(found)
         frame_id = str(decoded.header.frame_id)
+        frame = CameraFrame(pixels, encoding, None, stamp, frame_id)
+        calibration = self._calibration(camera, width, height)
+        if calibration is not None:
+            rectified = is_named_rectified(camera.topics.image)
+            frame = replace(
+                frame, intrinsics=calibration.rectified if rectified else calibration.raw
+            )
+            if self._rectify and calibration.is_distorted and not rectified:
+                try:
+                    frame, truth, boxes = self._rectified(camera, calibration, frame, truth, boxes)
+                except (CalibrationError, EncodingError) as error:
+                    self._skip(message.topic, 'pictures that cannot be rectified', error)
+                    return None
         return RecordedFrame(
             id=str(stamp),
             camera=camera.topics.image,
-            frame=CameraFrame(
-                pixels, encoding, self._intrinsics(camera, width, height), stamp, frame_id
-            ),
+            frame=frame,
             truth=truth,
             boxes=boxes,
             attributes=attributes,
@@ -228,7 +245,8 @@ class BagRecording(BaseRecording):
             return None
         return truths[nearest]
 
-    def _intrinsics(self, camera: _Camera, width: int, height: int) -> Intrinsics | None:
+    def _calibration(self, camera: _Camera, width: int, height: int) -> Calibration | None:
+        """Return what the last camera_info says, if it belongs to pictures of this size."""
         info, topics = camera.info, camera.topics
         if info is None:
             return None
@@ -238,8 +256,11 @@ class BagRecording(BaseRecording):
             self._remark(f'{topics.info}: {error}')
             return None
         rectified = is_named_rectified(topics.image)
-        if calibration.is_distorted and not rectified:
-            self._remark(f'{topics.image} is distorted; its pictures are not rectified')
+        if calibration.is_distorted and not rectified and not self._rectify:
+            self._remark(
+                f'{topics.image} is distorted and is evaluated as it is: rectify to evaluate what '
+                'the rectified camera sees'
+            )
         given = calibration.rectified if rectified else calibration.raw
         if (given.width, given.height) != (width, height):
             self._remark(
@@ -247,7 +268,27 @@ class BagRecording(BaseRecording):
                 f'{width}x{height}: depth is not calibrated'
             )
             return None
-        return given
+        return calibration
+
+    def _rectified(
+        self,
+        camera: _Camera,
+        calibration: Calibration,
+        frame: CameraFrame,
+        truth: dict[str, Truth],
+        boxes: TrueBoxes | None,
+    ) -> tuple[CameraFrame, dict[str, Truth], TrueBoxes | None]:
+        """Return what the rectified camera sees, with what is true of it."""
+        frame = camera.rectifier.rectify(frame, calibration)
+        frame = replace(frame, pixels=frame.pixels.copy())  # frames outlive the next one
+        lens = camera.rectifier.lens(calibration)
+        truth = {role: rectify_truth(lens, role, one, frame.valid) for role, one in truth.items()}
+        if boxes is not None:
+            boxes, unseen = rectify_boxes(lens, boxes)
+            if unseen:
+                topic = camera.topics.truths['boxes']
+                self.skipped[f'{topic}: boxes beyond the rectified picture'] += unseen
+        return frame, truth, boxes
 
     def _name_what_was_missing(self) -> None:
         for camera in self._cameras:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import array
-from dataclasses import replace
 from typing import Literal
 
-import cv2
 import numpy as np
 from builtin_interfaces.msg import Time
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
@@ -17,8 +15,6 @@ from mtl_perception.encodings import (
     EncodingError,
     TooLargeError,
     decode_compressed,
-    picture_size,
-    to_rgb,
     view_image,
 )
 from mtl_perception.frames import CameraFrame, Intrinsics
@@ -42,9 +38,6 @@ UNREADABLE: frozenset[Reason] = frozenset({'bad_encoding', 'bad_size', 'bad_data
 """Reasons that lie in a frame's content."""
 
 _MEASUREMENTS = frozenset({'32FC1', '32FC3'})
-_FISHEYE = frozenset({'equidistant', 'fisheye'})
-# Models of which cv2.initUndistortRectifyMap tells one from the other by their coefficients.
-_OPENCV_MODELS = frozenset({'plumb_bob', 'rational_polynomial', 'thin_prism'})
 
 
 class FrameRejected(ValueError):
@@ -134,84 +127,6 @@ def _check_size(height: int, width: int, max_pixels: int) -> None:
         )
 
 
-class Rectifier:
-    """Removes lens distortion; keeps the maps of the last calibration."""
-
-    def __init__(self) -> None:
-        self._calibration: Calibration | None = None
-        self._maps: tuple[np.ndarray, np.ndarray] | None = None
-        self._rectified: np.ndarray | None = None
-        self._raw_valid: np.ndarray | None = None
-        self._valid: np.ndarray | None = None
-
-    def rectify(self, frame: CameraFrame, calibration: Calibration) -> CameraFrame:
-        """Return the frame as the rectified camera of `calibration` sees it, in rgb8.
-
-        What the lens does not show is not valid. The pixels last until the next call.
-
-        Raises:
-            FrameRejected: the distortion model is unknown.
-        """
-        if calibration is not self._calibration or frame.valid is not self._raw_valid:
-            self._maps = self._make_maps(calibration)
-            self._valid = self._find_valid(frame, self._maps)
-            self._calibration, self._raw_valid = calibration, frame.valid
-        assert self._maps is not None
-        rgb = to_rgb(frame.pixels, frame.encoding)
-        if self._rectified is None or self._rectified.shape != rgb.shape:
-            self._rectified = np.empty_like(rgb)
-        cv2.remap(rgb, *self._maps, cv2.INTER_LINEAR, dst=self._rectified)
-        return replace(
-            frame,
-            pixels=self._rectified,
-            encoding='rgb8',
-            intrinsics=calibration.rectified,
-            valid=self._valid,
-        )
-
-    @staticmethod
-    def _find_valid(frame: CameraFrame, maps: tuple[np.ndarray, np.ndarray]) -> np.ndarray | None:
-        """Return which rectified pixels the lens shows; None for all of them."""
-        raw = frame.valid
-        if raw is None:
-            raw = np.full(picture_size(frame.pixels, frame.encoding), 255, np.uint8)
-        # A pixel that is mixed with what lies beyond the picture is not valid either.
-        valid = cv2.remap(raw, *maps, cv2.INTER_LINEAR)
-        return None if valid.min() == 255 else (valid == 255).view(np.uint8)
-
-    @staticmethod
-    def _make_maps(calibration: Calibration) -> tuple[np.ndarray, np.ndarray]:
-        raw, rectified = calibration.raw, calibration.rectified
-        size = (rectified.width, rectified.height)
-        distortion = np.array(calibration.distortion, np.float64)
-        if calibration.model not in _FISHEYE | _OPENCV_MODELS:
-            raise FrameRejected('bad_data', _cannot_rectify(calibration))
-        try:
-            make = (
-                cv2.fisheye.initUndistortRectifyMap
-                if calibration.model in _FISHEYE
-                else cv2.initUndistortRectifyMap
-            )
-            return make(
-                raw.matrix,
-                distortion,
-                calibration.rotation,
-                rectified.matrix,
-                size,
-                cv2.CV_16SC2,
-            )
-        except cv2.error as error:
-            raise FrameRejected('bad_data', _cannot_rectify(calibration)) from error
-
-
-def _cannot_rectify(calibration: Calibration) -> str:
-    return (
-        f'the distortion model {calibration.model!r} with {len(calibration.distortion)} '
-        'coefficients cannot be rectified: publish plumb_bob, rational_polynomial or equidistant, '
-        'or set rectify to false'
-    )
-
-
 def writable_array(message: Image, height: int, width: int, encoding: str) -> np.ndarray:
     """Lay an array over the bytes of a kept message, made anew only when the size changes.
 
@@ -283,7 +198,7 @@ def fill_camera_info(
             other = calibration.rectified
             projection[0, :3] = (other.fx * scale_x, 0, (other.cx + 0.5) * scale_x - 0.5)
             projection[1, :3] = (0, other.fy * scale_y, (other.cy + 0.5) * scale_y - 0.5)
-            message.r = calibration.rotation.ravel()
+            message.r = calibration.rotation
             if calibration.distortion:
                 message.distortion_model = calibration.model
                 message.d = list(calibration.distortion)

@@ -15,16 +15,17 @@ from rclpy.qos import QoSProfile
 from std_msgs.msg import Header
 
 from mtl_perception.bundle import ModelBundle
-from mtl_perception.calibration import Calibration
+from mtl_perception.calibration import Calibration, CalibrationError
 from mtl_perception.class_filter import ClassFilter
 from mtl_perception.encodings import picture_size
 from mtl_perception.frames import CameraFrame, Prediction
 from mtl_perception.msg import PerceptionStatus
 from mtl_perception.orientation import turn_frame, turn_prediction
 from mtl_perception.perceiver import Perceiver
+from mtl_perception.rectification import Rectifier
 from mtl_perception.ros import qos
 from mtl_perception.ros.camera import Arrival, Camera
-from mtl_perception.ros.conversions import FrameRejected, Reason, Rectifier, to_nanoseconds
+from mtl_perception.ros.conversions import FrameRejected, Reason, to_nanoseconds
 from mtl_perception.ros.label_info import LabelInfoOutput
 from mtl_perception.ros.labels import LabelSpace
 from mtl_perception.ros.outputs import Filled, ImageOutputs, Perceived
@@ -261,7 +262,10 @@ class Processor:
         if calibration is not None:
             rectified = camera.is_rectified(calibration)
             if camera.settings.rectify and not rectified and calibration.is_distorted:
-                frame, rectified = channel.rectifier.rectify(frame, calibration), True
+                try:
+                    frame, rectified = channel.rectifier.rectify(frame, calibration), True
+                except CalibrationError as error:
+                    raise FrameRejected('bad_data', str(error)) from error
             else:
                 intrinsics = calibration.rectified if rectified else calibration.raw
                 frame = replace(frame, intrinsics=intrinsics)
