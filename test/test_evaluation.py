@@ -317,6 +317,17 @@ def test_flickering_labels_and_depth_are_found() -> None:
     assert compared.log_depth / compared.compared == pytest.approx(np.log(1.1), rel=1e-3)
 
 
+def test_where_a_frame_shows_nothing_there_is_no_label_to_keep() -> None:
+    temporal, (pose, depth, label) = TemporalConsistency(), wall(0.0)
+    label[:, :16] = 255
+    for index in range(2):
+        compared = temporal.add(
+            Seen(START_NS + index * PERIOD_NS, CAMERA, pose, label, depth, None)
+        )
+    assert compared.compared == compared.pixels
+    assert compared.same_label == compared.labelled == 0.75 * compared.pixels
+
+
 def test_a_long_gap_or_a_jump_back_is_not_compared() -> None:
     temporal = TemporalConsistency()
     temporal.add(seen(0, 0.0))

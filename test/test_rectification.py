@@ -142,7 +142,7 @@ def test_a_bags_pictures_and_truths_are_rectified_on_request(tmp_path: Path) -> 
     (frame,) = recording.frames()
     camera, shown = frame.frame.intrinsics, scene(0)
     assert (camera.fx, camera.cx) == (P[0], P[2])
-    assert not recording.remarks
+    assert recording.remarks == [f'{IMAGE} and its truths were rectified']
     maps = cv2.initUndistortRectifyMap(
         np.array(K).reshape(3, 3), np.array(D), None, camera.matrix, SIZE[::-1], cv2.CV_32FC1
     )

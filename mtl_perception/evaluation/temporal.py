@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from mtl_perception.datasets import IGNORE
 from mtl_perception.frames import Intrinsics
 
 LONGEST_GAP_NS = 500_000_000
@@ -23,7 +24,7 @@ class Seen:
         stamp_ns: of the frame.
         intrinsics: of the pictures, or None.
         pose: camera to world, or None.
-        label: uint8 [H, W], or None.
+        label: uint8 [H, W], 255 where the frame shows nothing, or None.
         depth: float32 [H, W] metres, or None.
         grey: uint8 [H, W], for optical flow; may be None where poses are known.
     """
@@ -138,6 +139,8 @@ def _compare(
     compared = int(np.count_nonzero(visible))
     same = labelled = 0
     if now.label is not None and before.label is not None:
-        labelled = compared
-        same = int(np.count_nonzero((now.label == before.label.take(place)) & visible))
+        earlier = before.label.take(place)
+        known = visible & (now.label != IGNORE) & (earlier != IGNORE)
+        labelled = int(np.count_nonzero(known))
+        same = int(np.count_nonzero((now.label == earlier) & known))
     return Consistency(method, visible.size, compared, same, labelled, log_depth)

@@ -280,6 +280,7 @@ class BagRecording(BaseRecording):
     ) -> tuple[CameraFrame, dict[str, Truth], TrueBoxes | None]:
         """Return what the rectified camera sees, with what is true of it."""
         frame = camera.rectifier.rectify(frame, calibration)
+        self._remark(f'{camera.topics.image} and its truths were rectified')
         frame = replace(frame, pixels=frame.pixels.copy())  # frames outlive the next one
         lens = camera.rectifier.lens(calibration)
         truth = {role: rectify_truth(lens, role, one, frame.valid) for role, one in truth.items()}
