@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -250,6 +251,9 @@ def evaluate(
             )
     except (ValueError, RuntimeError) as error:
         typer.echo(f'evaluate: {error}', err=True)
+        raise typer.Exit(command.EXIT_ERROR) from error
+    except Exception as error:  # a defect must not end like a --fail-if that holds
+        traceback.print_exception(error)
         raise typer.Exit(command.EXIT_ERROR) from error
     raise typer.Exit(code)
 

@@ -185,6 +185,11 @@ def test_few_blocks_are_said_to_be_few() -> None:
     comparison = compare(a, b, block=20)
     assert (comparison.block, comparison.blocks) == (20, 3)
     assert 'only 3 stretches' in comparison.remarks[0]
+    assert {one.low for one in comparison.differences} == {None}
+    assert {one.verdict for one in comparison.differences} == {'unclear'}
+    rough = compare(a, b, block=10)
+    assert 'the intervals are rough' in rough.remarks[0]
+    assert all(one.low is not None for one in rough.differences)
     assert not compare(a, b, block=1).remarks
 
 

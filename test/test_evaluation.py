@@ -269,6 +269,16 @@ def test_normals_without_their_own_truth_are_derived_from_true_depth(
     assert normals['source'] == 'derived-11'
 
 
+def test_normals_are_not_derived_with_a_guessed_focal_length(tiny_bundle: ModelBundle) -> None:
+    frame, prediction = labelled(), replace(perfect(), intrinsics=None)
+    truth = {name: one for name, one in frame.truth.items() if name != 'normal'}
+    scorer = Scorer(tiny_bundle, {})
+    record = scorer.add(replace(frame, truth=truth), prediction)
+    assert 'depth' in record['counts']
+    assert 'normals' not in record['counts']
+    assert record['without_truth'].get('normals_agreement') is None
+
+
 def test_percentiles_of_a_histogram_are_close_to_exact_ones() -> None:
     values = np.random.default_rng(0).lognormal(3, 1, 5000)
     whole, part = LogHistogram(), LogHistogram()
@@ -326,6 +336,15 @@ def test_where_a_frame_shows_nothing_there_is_no_label_to_keep() -> None:
         )
     assert compared.compared == compared.pixels
     assert compared.same_label == compared.labelled == 0.75 * compared.pixels
+
+
+def test_a_change_of_resolution_is_not_compared() -> None:
+    temporal, rng = TemporalConsistency(), np.random.default_rng(0)
+    for index, size in enumerate([(48, 64), (36, 64), (36, 64)]):
+        depth, label = np.full(size, 2.0, np.float32), np.zeros(size, np.uint8)
+        grey = rng.integers(0, 255, size, np.uint8)
+        compared = temporal.add(Seen(START_NS + index * PERIOD_NS, None, None, label, depth, grey))
+        assert (compared is not None) == (index == 2)
 
 
 def test_a_long_gap_or_a_jump_back_is_not_compared() -> None:
@@ -733,6 +752,26 @@ def test_processes_give_the_same_result_as_one_after_the_other(
 ) -> None:
     fleet = write_fleet(tmp_path / 'fleet')
     assert timeless(evaluate(fleet, '--workers', '2')) == timeless(evaluate(fleet))
+
+
+def test_a_defect_in_one_recording_leaves_the_others(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = write_fleet(tmp_path / 'fleet')
+    jobs = make_jobs([fleet / 'monday' / 'a', fleet / 'tuesday'], fleet, tmp_path / 'results')
+    add = Scorer.add
+
+    def fail_on_monday(scorer: Scorer, frame: RecordedFrame, prediction: Prediction) -> Any:
+        if not failed:
+            failed.append(frame.id)
+            cv2.resize(np.zeros((1, 1)), (0, 0))
+        return add(scorer, frame, prediction)
+
+    failed: list[str] = []
+    monkeypatch.setattr(Scorer, 'add', fail_on_monday)
+    first, second = (work(job, settings) for job in jobs)
+    assert first.reason.startswith('error: OpenCV')
+    assert (second.reason, second.frames > 0) == (None, True)
 
 
 def die_the_first_time(job: Job, settings: Settings) -> Outcome:

@@ -235,6 +235,55 @@ def test_the_nodes_own_outputs_are_neither_camera_nor_truth(tmp_path: Path) -> N
     assert len(read(recording)) == 1
 
 
+def test_a_camera_in_a_namespace_called_perception_is_a_camera(tmp_path: Path) -> None:
+    with bag_sink(tmp_path / 'bag') as sink:
+        sink.camera_info('/perception/front/camera_info', START_NS)
+        sink.image('/perception/front/image_raw', scene(0).rgb, 'rgb8', START_NS)
+        for name in ('segmentation/color', 'front/depth/image', 'depth/color/compressed'):
+            sink.image(f'/perception/{name}', scene(0).rgb, 'rgb8', START_NS)
+    recording = open_recording(tmp_path / 'bag')
+    (frame,) = read(recording)
+    assert frame.camera == '/perception/front/image_raw'
+    assert frame.frame.intrinsics.fx == K[0]
+    assert not frame.truth
+
+
+def test_what_is_given_for_one_camera_is_refused_for_several(tmp_path: Path) -> None:
+    with bag_sink(tmp_path / 'bag') as sink:
+        for name in ('front', 'rear'):
+            sink.image(f'/{name}/image', scene(0).rgb, 'rgb8', START_NS)
+        sink.image('/tof/range', scene(0).depth_mm, '16UC1', START_NS)
+    with pytest.raises(
+        RecordingError, match='/tof/range cannot belong to all of /front/image, /r'
+    ):
+        open_recording(tmp_path / 'bag', topics=TopicChoice(depth='/tof/range'))
+    topics = TopicChoice(image=('/rear/image',), depth='/tof/range')
+    (frame,) = read(open_recording(tmp_path / 'bag', topics=topics))
+    assert frame.camera == '/rear/image'
+    assert 'depth' in frame.truth
+
+
+@pytest.mark.parametrize(
+    ('topic', 'given', 'used'),
+    [
+        ('/camera/depth/image_rect_raw', None, False),
+        ('/camera/depth/image_rect_raw', '/camera/depth/image_rect_raw', True),
+        ('/camera/aligned_depth_to_color/image_raw', None, True),
+    ],
+)
+def test_depth_of_another_view_is_no_truth_unless_it_is_said_to_be(
+    tmp_path: Path, topic: str, given: str | None, used: bool
+) -> None:
+    with bag_sink(tmp_path / 'bag') as sink:
+        sink.image('/camera/color/image_raw', scene(0).rgb, 'rgb8', START_NS, frame_id='color')
+        sink.image(topic, scene(0).depth_mm, '16UC1', START_NS, frame_id='depth')
+    recording = open_recording(tmp_path / 'bag', topics=TopicChoice(depth=given))
+    (frame,) = read(recording)
+    assert ('depth' in frame.truth) == used
+    assert dict(recording.skipped) == ({} if used else {f'{topic}: in depth, not in color': 1})
+    assert any(topic in remark and 'color' in remark for remark in recording.remarks)
+
+
 def test_an_rgbd_cameras_depth_is_named_as_such_and_registered_depth_preferred(
     tmp_path: Path,
 ) -> None:
@@ -267,15 +316,15 @@ def test_labels_of_every_encoding(
 
 
 def test_raw_depth_and_normals(tmp_path: Path) -> None:
-    depth = np.array([[1.5, np.nan, 0]], np.float32)
-    normal = np.array([[[0, 0, -1], [np.nan] * 3, [0, 0, 0]]], np.float32)
+    depth = np.array([[1.5, np.nan, np.inf, -np.inf]], np.float32)
+    normal = np.array([[[0, 0, -1], [np.nan] * 3, [0, 0, 0], [0, 0, 0]]], np.float32)
     with bag_sink(tmp_path / 'bag') as sink:
-        sink.image(IMAGE, np.zeros((1, 3, 3), np.uint8), 'rgb8', START_NS)
+        sink.image(IMAGE, np.zeros((1, 4, 3), np.uint8), 'rgb8', START_NS)
         sink.image('/ground_truth/depth', depth, '32FC1', START_NS)
         sink.image('/ground_truth/normals', normal, '32FC3', START_NS)
     truth = read(open_recording(tmp_path / 'bag'))[0].truth
-    assert truth['depth'].at(1, 3).tolist() == [[1.5, 0, 0]]
-    assert truth['normal'].at(1, 3).tolist() == [[[0, 0, -1], [0, 0, 0], [0, 0, 0]]]
+    assert truth['depth'].at(1, 4).tolist() == [[1.5, 0, 0, 0]]
+    assert truth['normal'].at(1, 4).tolist() == [[[0, 0, -1]] + [[0, 0, 0]] * 3]
 
 
 def test_lossy_labels_and_unusable_encodings_are_counted_and_named(tmp_path: Path) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 from bag_writing import DEPTH, IMAGE, LABEL, SIZE, START_NS, K, bag_sink, scene
+from typer.testing import CliRunner
 
+from mtl_perception.bundle import ModelBundle
 from mtl_perception.calibration import Calibration, CalibrationError
+from mtl_perception.cli import app
 from mtl_perception.frames import Intrinsics
 from mtl_perception.recordings import RecordingError, open_recording
 from mtl_perception.rectification import Lens
@@ -157,6 +162,29 @@ def test_a_bags_pictures_and_truths_are_rectified_on_request(tmp_path: Path) -> 
     depth = frame.truth['depth'].at(*SIZE)
     assert (depth[hidden] == 0).all()
     assert np.median(depth[~hidden]) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize('rectify', [False, True])
+def test_a_recorded_evaluation_gives_the_same_figures_again(
+    tiny_bundle: ModelBundle, tmp_path: Path, rectify: bool
+) -> None:
+    def evaluate(path: Path, *more: str | Path) -> dict[str, Any]:
+        target = tmp_path / 'results.json'
+        how = ['--bundle', tiny_bundle.path, '--engine', 'onnxruntime', '--json', target, *more]
+        result = CliRunner().invoke(app, ['evaluate', str(path), '--quiet', *map(str, how)])
+        assert result.exit_code == 0, result.output
+        return json.loads(target.read_text())
+
+    path, recorded = write_distorted(tmp_path / 'bag'), tmp_path / 'recorded.mcap'
+    first = evaluate(path, '--record', recorded, *['--rectify'] * rectify)
+    second = evaluate(recorded)
+    assert first['depth']['pixels'] > 1000
+    for task in ('segmentation', 'depth', 'normals'):
+        assert first[task] == second[task]
+    # What was rectified is not distorted any more; what was not still can be rectified.
+    calibration = next(open_recording(recorded).frames()).calibration
+    assert calibration.distortion == ((0.0,) * 5 if rectify else D)
+    assert calibration.rectified.fx == P[0]
 
 
 def test_pictures_of_an_unknown_lens_are_counted(tmp_path: Path) -> None:

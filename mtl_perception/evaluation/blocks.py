@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 RESAMPLES = 2000
+# A product of integers and floats makes floats of all draws it is given.
+_PARTS = 50
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Resamples:
     """Draws with replacement of blocks of frames, the same ones for every figure.
 
     Attributes:
-        draws: how often each block is drawn, float64 [resamples, blocks].
+        draws: how often each block is drawn, uint16 [resamples, blocks].
         block_of: the block of each frame, intp [frames].
     """
 
@@ -35,8 +37,10 @@ class Resamples:
         """Draw as many blocks as there are, RESAMPLES times."""
         blocks = int(block_of.max(initial=-1)) + 1
         rng = np.random.default_rng(seed)
-        draws = rng.multinomial(blocks, np.full(blocks, 1 / blocks), size=RESAMPLES)
-        return cls(draws.astype(np.float64), block_of)
+        draws = np.empty((RESAMPLES, blocks), np.uint16)
+        for row in draws:
+            row[:] = np.bincount(rng.integers(blocks, size=blocks), minlength=blocks)
+        return cls(draws, block_of)
 
     def of_frames(self, has: np.ndarray) -> Resamples:
         """Return the same draws for some of the frames only, bool [frames]."""
@@ -46,7 +50,9 @@ class Resamples:
         """Sum frames' values [frames, ...] over each resample, float64 [resamples, ...]."""
         sums = np.zeros((self.draws.shape[1], *values.shape[1:]))
         np.add.at(sums, self.block_of, values)
-        return self.draws @ sums
+        flat = sums.reshape(len(sums), -1)
+        totals = [part @ flat for part in np.array_split(self.draws, _PARTS)]
+        return np.concatenate(totals).reshape(-1, *sums.shape[1:])
 
 
 def cut_into_blocks(recordings: Sequence[Hashable], length: int) -> np.ndarray:

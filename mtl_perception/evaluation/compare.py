@@ -14,6 +14,8 @@ from mtl_perception.evaluation.blocks import Resamples, automatic_length, cut_in
 
 LEVEL = 0.95
 FEW_BLOCKS = 10
+# So few have too few different draws for the tails of an interval.
+TOO_FEW_BLOCKS = 5
 ANGLE_NAMES = ('11.25', '22.5', '30')
 # Figures that are compared, by task, and whether more is better.
 COMPARED: dict[str, dict[str, bool]] = {
@@ -42,8 +44,8 @@ class Difference:
         name: 'segmentation.miou'.
         first: value in A.
         second: value in B.
-        low: lower end of the interval of B - A, or None without frames in common and for average
-            precision, which is no sum over frames.
+        low: lower end of the interval of B - A, or None where too few frames are in common and for
+            average precision, which is no sum over frames.
         high: its upper end.
         more_is_better: the figure's direction.
     """
@@ -119,8 +121,8 @@ def compare(
     recordings = [key[0] for key in common]
     block = block or automatic_length(recordings, _frame_differences(*paired))
     block_of = cut_into_blocks(recordings, block)
-    resamples = Resamples.of_blocks(block_of, seed) if common else None
     blocks = len(set(block_of.tolist()))
+    resamples = Resamples.of_blocks(block_of, seed) if blocks >= TOO_FEW_BLOCKS else None
     differences = []
     for task, figures in COMPARED.items():
         a, b = first.get(task), second.get(task)
@@ -160,7 +162,7 @@ def _remarks(
     if 0 < blocks < FEW_BLOCKS:
         remarks.append(
             f'there are only {blocks} stretches of frames that are independent of each other: '
-            'the intervals are rough'
+            + ('the intervals are rough' if blocks >= TOO_FEW_BLOCKS else 'too few for intervals')
         )
     sources = [(d.get('normals') or {}).get('source') for d in (first, second)]
     if sources[0] != sources[1]:

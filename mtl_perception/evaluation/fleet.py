@@ -78,13 +78,16 @@ def _perceiver(settings: Settings) -> Perceiver:
 
 def work(job: Job, settings: Settings) -> Outcome:
     """Do one job in this process; a recording that cannot be evaluated is an outcome, no error."""
+    perceiver = _perceiver(settings)
     try:
-        shard = evaluate_recording(
-            job.path, settings, _perceiver(settings), job.target, name=job.name
-        )
+        shard = evaluate_recording(job.path, settings, perceiver, job.target, name=job.name)
     except (ValueError, OSError) as error:
         job.target.unlink(missing_ok=True)
         return Outcome(job, reason=str(error))
+    # Whatever one recording holds, the others are evaluated.
+    except Exception as error:
+        job.target.unlink(missing_ok=True)
+        return Outcome(job, reason=f'{type(error).__name__}: {error}')
     info = shard.info()
     return Outcome(job, frames=info['recording']['frames'] if info else 0)
 

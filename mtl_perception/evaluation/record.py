@@ -15,6 +15,7 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 from rosbags.typesys import Stores, get_typestore
 
 from mtl_perception.bundle import DENSE_TASKS, ModelBundle, ranked_classes
+from mtl_perception.calibration import Calibration
 from mtl_perception.encodings import picture_size, to_rgb
 from mtl_perception.evaluation.things import SURE_SCORE
 from mtl_perception.frames import Intrinsics, Prediction
@@ -23,6 +24,7 @@ from mtl_perception.recordings import RecordedFrame, _vision_msgs
 from mtl_perception.views import colorize_depth, colorize_labels, colorize_normals
 
 _WORLD = 'map'
+_TRUTHS = {'label': 'mono8', 'depth': '32FC1', 'normal': '32FC3'}
 
 
 class Recorder:
@@ -106,15 +108,22 @@ class Recorder:
             self._write(f'{prefix}classification', message, frame)
 
     def _copy(self, frame: RecordedFrame) -> None:
+        """Write what was recorded: as it was, or else what was read of it."""
         for message in frame.messages:
             self._write_raw(message.topic, message.type, frame.time_ns, message.data)
         camera = frame.frame
-        topic = frame.camera if frame.messages else '/camera/image'
+        image = frame.camera if frame.camera.startswith('/') else '/camera/image'
+        image = image.removesuffix('/compressed')
+        namespace = image.rpartition('/')[0]
         if not frame.messages:
-            self._image(topic, to_rgb(camera.pixels, camera.encoding), 'rgb8', frame)
-        if camera.intrinsics is not None:
-            base = re.sub(r'/compressed$', '', topic).rpartition('/')[0]
-            self._info(f'{base}/camera_info', camera.intrinsics, frame)
+            self._image(image, to_rgb(camera.pixels, camera.encoding), 'rgb8', frame)
+            for role, truth in frame.truth.items():
+                values = truth.at(*truth.size)
+                self._image(f'/ground_truth{namespace}/{role}', values, _TRUTHS[role], frame)
+        if frame.calibration is not None:
+            self._calibration(f'{namespace}/camera_info', frame.calibration, frame)
+        elif camera.intrinsics is not None:
+            self._info(f'{namespace}/camera_info', camera.intrinsics, frame)
         if frame.pose is not None:
             self._pose(frame)
 
@@ -168,17 +177,21 @@ class Recorder:
         self._write(topic, message, frame)
 
     def _info(self, topic: str, camera: Intrinsics, frame: RecordedFrame) -> None:
+        self._calibration(topic, Calibration(camera, camera), frame)
+
+    def _calibration(self, topic: str, of: Calibration, frame: RecordedFrame) -> None:
         types = self._store.types
         projection = np.zeros((3, 4))
-        projection[:, :3] = camera.matrix
+        projection[:, :3] = of.rectified.matrix
+        projection[:2, 3] = of.baseline
         message = types['sensor_msgs/msg/CameraInfo'](
             header=self._header(frame),
-            height=camera.height,
-            width=camera.width,
-            distortion_model='plumb_bob',
-            d=np.zeros(5),
-            k=camera.matrix.ravel(),
-            r=np.eye(3).ravel(),
+            height=of.raw.height,
+            width=of.raw.width,
+            distortion_model=of.model or 'plumb_bob',
+            d=np.array(of.distortion or (0.0,) * 5),
+            k=of.raw.matrix.ravel(),
+            r=np.array(of.rotation),
             p=projection.ravel(),
             binning_x=0,
             binning_y=0,

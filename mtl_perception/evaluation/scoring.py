@@ -455,8 +455,10 @@ class Scorer:
             figures['unsure'] = float(np.mean(prediction.confidence < UNSURE_BELOW))
         depth = None if prediction.depth is None else prediction.depth[EVERY_SECOND]
         label = None if prediction.label is None else prediction.label[EVERY_SECOND]
-        camera = _every_second_pixel(camera_of(prediction))
-        if depth is not None and prediction.normal is not None:
+        camera = None
+        if prediction.intrinsics is not None:
+            camera = _every_second_pixel(prediction.intrinsics)
+        if depth is not None and prediction.normal is not None and camera is not None:
             of_depth = normals_from_depth(depth, camera, window=5)
             valid = of_depth.any(axis=-1)
             angles = angles_between(prediction.normal[EVERY_SECOND][valid], of_depth[valid])
@@ -468,7 +470,8 @@ class Scorer:
             grey = None
             if frame.pose is None:
                 rgb = to_rgb(frame.frame.pixels, frame.frame.encoding)
-                small = cv2.resize(rgb, camera_size(camera), interpolation=cv2.INTER_AREA)
+                half = ((size[1] + 1) // 2, (size[0] + 1) // 2)
+                small = cv2.resize(rgb, half, interpolation=cv2.INTER_AREA)
                 grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
             seen = Seen(stamp, camera, frame.pose, label, depth, grey)
             compared = self._temporal[frame.camera].add(seen)
@@ -491,26 +494,18 @@ class Scorer:
             figures['depth_change'] = compared.log_depth / compared.compared
 
 
-def camera_of(prediction: Prediction) -> Intrinsics:
-    """Return the outputs' camera; a common one (53 degrees wide) where the input had none."""
-    if prediction.intrinsics is not None:
-        return prediction.intrinsics
-    height, width = _size_of(prediction)
-    return Intrinsics(width, height, width, width, (width - 1) / 2, (height - 1) / 2)
-
-
 def truth_for(
     frame: RecordedFrame, prediction: Prediction, tasks: Collection[str]
 ) -> dict[str, np.ndarray]:
     """Return a frame's truth at the prediction's size: 'label', 'depth' and 'normal'.
 
     Values are those of the nearest stored pixels. Normals that were not recorded are derived from
-    recorded depth at this size.
+    recorded depth at this size, if the camera is known: another focal length tilts every surface.
     """
-    size = _size_of(prediction)
+    size, camera = _size_of(prediction), prediction.intrinsics
     truth = {name: stored.at(*size) for name, stored in frame.truth.items()}
-    if 'normals' in tasks and 'normal' not in truth and 'depth' in truth:
-        truth['normal'] = normals_from_depth(truth['depth'], camera_of(prediction))
+    if 'normals' in tasks and 'normal' not in truth and 'depth' in truth and camera is not None:
+        truth['normal'] = normals_from_depth(truth['depth'], camera)
     return truth
 
 
@@ -524,11 +519,6 @@ def comparable(
         if values is not None:
             pred[name] = values
     return pred, truth | truth_for(frame, prediction, bundle.manifest.tasks)
-
-
-def camera_size(camera: Intrinsics) -> tuple[int, int]:
-    """Return (width, height), as OpenCV orders them."""
-    return camera.width, camera.height
 
 
 def _size_of(prediction: Prediction) -> tuple[int, int]:

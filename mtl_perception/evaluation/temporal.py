@@ -36,6 +36,12 @@ class Seen:
     depth: np.ndarray | None
     grey: np.ndarray | None
 
+    @property
+    def size(self) -> tuple[int, ...] | None:
+        """Return (height, width) of the pictures."""
+        pictures = (self.label, self.depth, self.grey)
+        return next((picture.shape for picture in pictures if picture is not None), None)
+
 
 @dataclass(frozen=True)
 class Consistency:
@@ -73,9 +79,11 @@ class TemporalConsistency:
         self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
 
     def add(self, now: Seen) -> Consistency | None:
-        """Return the comparison with the frame before, if there is one shortly before."""
+        """Return the comparison with the frame before: one of the same size, shortly before."""
         before, self._before = self._before, now
         if before is None or not 0 < now.stamp_ns - before.stamp_ns <= LONGEST_GAP_NS:
+            return None
+        if before.size != now.size:
             return None
         posed = now.pose is not None and before.pose is not None
         if posed and now.depth is not None and now.intrinsics is not None:

@@ -66,6 +66,7 @@ class BagRecording(BaseRecording):
         self, path: Path, choice: TopicChoice, tolerance_s: float, rectify: bool = False
     ) -> None:
         super().__init__(path, path.name)
+        self._choice = choice
         self._rectify = rectify
         self._tolerance_ns = round(tolerance_s * 1e9)
         self._tf = Transforms()
@@ -180,6 +181,7 @@ class BagRecording(BaseRecording):
         except (BagError, EncodingError) as error:
             self._skip(message.topic, 'pictures that cannot be decoded', error)
             return None
+        frame_id = str(decoded.header.frame_id)
         truth: dict[str, Truth] = {}
         boxes: TrueBoxes | None = None
         attributes: dict[str, str | tuple[str, ...]] = {}
@@ -195,8 +197,10 @@ class BagRecording(BaseRecording):
                     boxes = read_boxes(content)
                 elif role == 'attributes':
                     attributes = read_attributes(content)
-                else:
+                elif self._is_of_view(camera.topics, role, content, frame_id):
                     truth[role] = read_truth(role, content, found.type)
+                else:
+                    continue
             except (BagError, EncodingError) as error:
                 self._skip(found.topic, 'messages that cannot be used', error)
                 continue
@@ -207,7 +211,6 @@ class BagRecording(BaseRecording):
                 ] += 1
                 continue
             used.append(found)
-        frame_id = str(decoded.header.frame_id)
         frame = CameraFrame(pixels, encoding, None, stamp, frame_id)
         calibration = self._calibration(camera, width, height)
         if calibration is not None:
@@ -221,6 +224,7 @@ class BagRecording(BaseRecording):
                 except (CalibrationError, EncodingError) as error:
                     self._skip(message.topic, 'pictures that cannot be rectified', error)
                     return None
+                calibration, used = None, []  # which are of what the lens shows
         return RecordedFrame(
             id=str(stamp),
             camera=camera.topics.image,
@@ -229,9 +233,25 @@ class BagRecording(BaseRecording):
             boxes=boxes,
             attributes=attributes,
             pose=self._tf.pose(frame_id, stamp),
+            calibration=calibration,
             time_ns=message.time_ns,
             messages=tuple(used) if bag.is_ros2 else (),
         )
+
+    def _is_of_view(self, topics: CameraTopics, role: str, content: Any, frame_id: str) -> bool:
+        """Tell whether a truth's pixels are those of the picture; say so where it is doubtful."""
+        topic, its_frame = topics.truths[role], str(content.header.frame_id)
+        if not frame_id or its_frame in ('', frame_id):
+            return True
+        if getattr(self._choice, role) or topics.is_registered(role):
+            self._remark(f'{topic} is in {its_frame}, not in {frame_id} of {topics.image}')
+            return True
+        self.skipped[f'{topic}: in {its_frame}, not in {frame_id}'] += 1
+        self._remark(
+            f'{topic} shows the view of {its_frame}, not of {frame_id}: record depth that is '
+            f'aligned with {topics.image}, or give the topic to use it all the same'
+        )
+        return False
 
     def _skip(self, topic: str, what: str, error: Exception) -> None:
         self.skipped[f'{topic}: {what}'] += 1

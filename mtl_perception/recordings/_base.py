@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from mtl_perception.calibration import Calibration
 from mtl_perception.frames import CameraFrame
 from mtl_perception.geometry.normals import NORMALS_SOURCE
 from mtl_perception.recordings._storage import BagMessage
@@ -90,9 +91,11 @@ class RecordedFrame:
         attributes: by the name of an attribute the class's name, or the names of all that hold;
             what is not known is missing.
         pose: camera to world, float64 [4, 4] in metres, or None.
+        calibration: of the picture with its distortion; None where that is not known and of
+            pictures that were rectified on reading.
         time_ns: when it was recorded (the stamp, for folders).
         messages: picture and truths as recorded (CDR), to be copied into another bag; empty for
-            folders and ROS 1 bags.
+            folders and ROS 1 bags, and of pictures that were rectified on reading.
     """
 
     id: str
@@ -102,6 +105,7 @@ class RecordedFrame:
     boxes: TrueBoxes | None = None
     attributes: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     pose: np.ndarray | None = None
+    calibration: Calibration | None = None
     time_ns: int = 0
     messages: tuple[BagMessage, ...] = ()
 

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from mtl_perception.recordings._base import RecordingError
 from mtl_perception.recordings._vision_msgs import CLASSIFICATION, DETECTIONS
 
 IMAGE = 'sensor_msgs/msg/Image'
@@ -26,6 +27,13 @@ _TRUTH_WORDS = {'gt', 'truth'}
 _COLOURED_WORDS = {'color', 'colour', 'colored', 'overlay'}
 _REGISTERED_WORDS = {'aligned', 'registered'}
 _NO_CAMERA_WORDS = {'confidence', 'ir', 'infra', 'infra1', 'infra2', 'infrared', 'disparity'}
+# Below the node's name and, where there are several, the camera's.
+_OUTPUTS = (
+    r'(segmentation/(mask|confidence|label_info|color|overlay|camera_info)'
+    r'|depth/(image|color|camera_info)|normals/(image|color|camera_info)'
+    r'|detections|detections_3d|detections/label_info|classification'
+    r'|points|obstacles|floor|scan|status)(/compressed)?'
+)
 _COMMON_WORDS = {'image', 'raw', 'rect', 'camera', 'compressed', 'compresseddepth', 'rgb', 'color'}
 
 
@@ -63,6 +71,10 @@ class CameraTopics:
         """Return what kind of truth a topic holds: depth that isn't named truth is a sensor's."""
         truth = role != 'depth' or bool(_words(self.truths[role]) & _TRUTH_WORDS)
         return 'ground truth' if truth else 'RGB-D camera'
+
+    def is_registered(self, role: str) -> bool:
+        """Tell by its name whether a truth's pixels are those of the pictures."""
+        return bool(_words(self.truths[role]) & (_TRUTH_WORDS | _REGISTERED_WORDS))
 
 
 def find_cameras(
@@ -103,9 +115,9 @@ def published_by_node(topics: Mapping[str, str]) -> set[str]:
         for topic, kind in topics.items()
         if topic.endswith('/segmentation/mask') or kind.endswith('/PerceptionStatus')
     }
-    prefixes |= {match[0] for topic in topics if (match := re.match(r'.*/perception(?=/)', topic))}
     prefixes.discard('')  # a mask at the root is nobody's
-    return {t for t in topics if any(t.startswith(f'{prefix}/') for prefix in prefixes)}
+    names = '|'.join([r'.*/perception(/\w+)?', *map(re.escape, sorted(prefixes))])
+    return {topic for topic in topics if re.fullmatch(f'({names})/{_OUTPUTS}', topic)}
 
 
 def _one_transport_each(topics: Iterable[str]) -> list[str]:
@@ -130,7 +142,10 @@ class _Finder:
 
     def cameras(self) -> tuple[list[CameraTopics], list[str]]:
         images = self._usable(self.choice.image, PICTURES)
-        images = images or _one_transport_each(self.by_role['image'])
+        # What is given as truth of a camera is not another camera.
+        given = {getattr(self.choice, role) for role in TRUTHS}
+        images = images or _one_transport_each(set(self.by_role['image']) - given)
+        self._check_given(images)
         cameras = []
         for image in images:
             truths = {role: self._truth(image, role, len(images) == 1) for role in TRUTHS}
@@ -140,6 +155,16 @@ class _Finder:
             truths = {role: topic for role, topic in truths.items() if topic}
             cameras.append(CameraTopics(image, self._info(image, len(images) == 1), truths))
         return cameras, list(dict.fromkeys(self.remarks))
+
+    def _check_given(self, images: Sequence[str]) -> None:
+        """Refuse what is given for one camera where there are several."""
+        roles = ('camera_info', *TRUTHS, *ANNOTATIONS)
+        given = [topic for role in roles if (topic := getattr(self.choice, role))]
+        if given and len(images) > 1:
+            raise RecordingError(
+                f'{", ".join(given)} cannot belong to all of {", ".join(images)}: choose the '
+                'camera with --image'
+            )
 
     def _usable(self, names: Sequence[str], kinds: tuple[str, ...]) -> list[str]:
         usable = []

@@ -47,7 +47,8 @@ def _labels(pixels: np.ndarray) -> np.ndarray:
     return np.where((pixels < 0) | (pixels > IGNORE), IGNORE, pixels).astype(np.uint8)
 
 
-def _finite_normals(pixels: np.ndarray) -> np.ndarray:
+def _finite(pixels: np.ndarray) -> np.ndarray:
+    """Return 0 for NaN and for infinite distances (REP 117: too near or too far)."""
     return np.nan_to_num(pixels, nan=0.0, posinf=0.0, neginf=0.0)
 
 
@@ -86,7 +87,7 @@ def _read_label(pixels: np.ndarray, encoding: str) -> Truth:
 
 def _read_depth(pixels: np.ndarray, encoding: str) -> Truth:
     if encoding == '32FC1':
-        return Truth(pixels, np.nan_to_num)
+        return Truth(pixels, _finite)
     if encoding in ('16UC1', 'mono16'):
         return Truth(pixels, metres)
     raise EncodingError(f'depth cannot be {encoding}: expected 32FC1 (m) or 16UC1 (mm)')
@@ -94,7 +95,7 @@ def _read_depth(pixels: np.ndarray, encoding: str) -> Truth:
 
 def _read_normal(pixels: np.ndarray, encoding: str) -> Truth:
     if encoding == '32FC3':
-        return Truth(pixels, _finite_normals)
+        return Truth(pixels, _finite)
     if encoding == 'rgb8':
         return Truth(pixels, decode_normals)
     if encoding == 'bgr8':
