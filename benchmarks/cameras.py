@@ -145,7 +145,7 @@ def _play(
     players = []
     for result in results:
         remap = {image: f'/{result.name}/image', info: f'/{result.name}/camera_info'}
-        players.append(Player(node, source, PlayOptions(remap=remap)))
+        players.append(Player(node, source, PlayOptions(stamp='now', remap=remap)))
     stop = threading.Event()
     try:
         try:

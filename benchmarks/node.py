@@ -105,7 +105,7 @@ def engine_rate(
         ]
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         node = rclpy.create_node('player', context=context, start_parameter_services=False)
-        player = Player(node, feed, PlayOptions(rate=fps / feed.fps, loop=True))
+        player = Player(node, feed, PlayOptions(rate=fps / feed.fps, loop=True, stamp='now'))
         stop = threading.Event()
         thread = threading.Thread(target=player.play, args=(stop,), daemon=True)
         try:

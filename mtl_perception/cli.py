@@ -39,8 +39,11 @@ def play(
         bool, typer.Option('--clock', help='Publish recorded time on /clock; implies --stamp bag.')
     ] = False,
     stamp: Annotated[
-        Literal['now', 'bag'] | None,
-        typer.Option(help='Stamps: of publishing (now, the default) or as recorded (bag).'),
+        Literal['moved', 'now', 'bag'] | None,
+        typer.Option(
+            help='Stamps: recorded ones moved to the present together (moved, the default), of '
+            'publishing (now) or as recorded (bag).'
+        ),
     ] = None,
     topic: Annotated[
         list[str] | None, typer.Option(help='OLD:=NEW publishes a topic under another name.')
@@ -85,7 +88,7 @@ def play(
             rate=rate,
             loop=loop,
             start_s=start,
-            stamp=stamp or ('bag' if clock else 'now'),
+            stamp=stamp or ('bag' if clock else 'moved'),
             clock=clock,
             remap=parse_remaps(topic or []),
             wait_s=wait,

@@ -131,11 +131,24 @@ def test_noise_is_averaged_and_the_deviation_says_how_well():
     errors = []
     for step in range(40):
         value = 1.2 * math.exp(0.08 * rng.standard_normal())
-        state = follow.update(ScaleObservation(value, value * 0.06, 'test'), step / 10)
+        state = follow.update(ScaleObservation(value, value * 0.06, 'test'), float(step))
         errors.append(state.std)
     assert state.scale == pytest.approx(1.2, rel=0.04)
     assert all(later < earlier for earlier, later in itertools.pairwise(errors))
     assert abs(state.scale - 1.2) < 3 * state.std
+
+
+def test_a_faster_camera_does_not_make_a_surer_scale():
+    after = []
+    for rate in (2, 5, 30):
+        follow = ScaleFilter()
+        for step in range(3 * rate + 1):
+            state = follow.update(ScaleObservation(1.25, 0.25, 'test'), step / rate)
+        after.append((state.scale, state.std))
+    assert np.ptp(after, axis=0) == pytest.approx(0, abs=0.004)
+    assert 1.15 < after[0][0] < 1.25
+    # A second picture of the same moment says nothing more.
+    assert follow.update(ScaleObservation(1.25, 0.25, 'test'), 3.0) == state
 
 
 def test_one_outlier_is_set_aside_and_a_lasting_change_is_taken_over():

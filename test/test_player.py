@@ -21,6 +21,14 @@ from bag_writing import bag_sink, scene
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.serialization import deserialize_message
+from rosbags.interfaces import (
+    Qos,
+    QosDurability,
+    QosHistory,
+    QosLiveliness,
+    QosReliability,
+    QosTime,
+)
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 from rosgraph_msgs.msg import Clock
@@ -223,6 +231,33 @@ def test_new_stamps_are_the_present_and_shared_by_what_shared_one(nodes, mcap):
     assert [round(float(picture.mean()) / 40) for picture in pictures] == list(range(FRAMES))
 
 
+def test_moved_stamps_keep_what_lies_between_them(nodes, tmp_path: Path):
+    late_ns, gap_ns = 60_000_000, 40_000_000
+    with bag_sink(tmp_path / 'bag') as sink:
+        for index in range(FRAMES):
+            now_ns = START_NS + index * gap_ns
+            sink.camera_info(INFO, now_ns)
+            # A camera's pictures come long after they were taken; a driver may never set stamps.
+            rgb, taken_ns = scene(index).rgb, now_ns - late_ns
+            sink.image('/camera/image', rgb, 'rgb8', taken_ns, time_ns=now_ns + 1)
+            sink.image('/unset/image', rgb, 'rgb8', 7, time_ns=now_ns + 2)
+    sender, receiver, until = nodes
+    topics = {INFO: CameraInfo, '/camera/image': Image, '/unset/image': Image}
+    listener = Listener(receiver, topics)
+    options = PlayOptions(stamp='moved', rate=2, wait_s=WAIT_S, wait_for=tuple(topics))
+    before = time.time_ns()
+    play_in_background(Player(sender, open_source(tmp_path / 'bag'), options))
+    until(lambda: all(len(messages) == FRAMES for messages in listener.received.values()))
+    infos, pictures, unset = (
+        [nanoseconds(message) for message in messages] for messages in listener.received.values()
+    )
+    assert np.diff(infos) == pytest.approx([gap_ns / 2] * (FRAMES - 1), abs=2)
+    assert np.subtract(infos, pictures) == pytest.approx([late_ns / 2] * FRAMES, abs=2)
+    assert before < infos[0]
+    assert infos[-1] < time.time_ns()
+    assert all(info < stamp < time.time_ns() for info, stamp in zip(infos, unset, strict=True))
+
+
 def nanoseconds(message) -> int:
     return message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
 
@@ -264,6 +299,56 @@ def test_a_limit_keeps_the_first_pictures_and_what_lies_between(mcap):
         START_NS + 3 * PERIOD_NS,
         START_NS + 4 * PERIOD_NS,
     ]
+
+
+@pytest.mark.parametrize('what', ['bag', 'folder'])
+def test_a_limit_counts_from_where_playing_starts(
+    nodes, mcap: Path, folder: Path, what: str
+) -> None:
+    path, period_s = {'bag': (mcap, PERIOD_NS * 1e-9), 'folder': (folder, 0.02)}[what]
+    start_s, limit = (3 * period_s, 2) if what == 'bag' else (period_s, 1)
+    source = open_source(path, fps=50, limit=limit, start_s=start_s)
+    sender, receiver, until = nodes
+    topic, kind = (PICTURES, CompressedImage) if what == 'bag' else ('/camera/image', Image)
+    listener = Listener(receiver, {topic: kind})
+    options = PlayOptions(stamp='bag', start_s=start_s, wait_s=WAIT_S)
+    thread, _, results = play_in_background(Player(sender, source, options))
+    until(lambda: not thread.is_alive())
+    until(lambda: len(listener.received[topic]) == limit)
+    assert results[0].pictures == limit
+    first_ns = nanoseconds(listener.received[topic][0])
+    assert first_ns == source.start_ns + round(start_s * 1e9)
+
+
+def test_what_was_latched_before_the_start_is_played(tmp_path: Path) -> None:
+    store = get_typestore(Stores.ROS2_KILTED)
+    latched = '/camera/camera_info'
+    qos = Qos(
+        QosHistory.KEEP_LAST, 1, QosReliability.RELIABLE, QosDurability.TRANSIENT_LOCAL,
+        QosTime(0, 0), QosTime(0, 0), QosLiveliness.AUTOMATIC, QosTime(0, 0), False,
+    )  # fmt: skip
+    with bag_sink(tmp_path / 'plain') as sink:
+        sink.camera_info(latched, START_NS)
+        for index in range(3):
+            sink.image('/camera/image', scene(0).rgb, 'rgb8', START_NS + index * PERIOD_NS)
+    messages = list(open_source(tmp_path / 'plain').messages())
+    with Writer(tmp_path / 'bag', version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        connections = {
+            name: writer.add_connection(
+                name, kind, typestore=store, offered_qos_profiles=[qos] * (name == latched)
+            )
+            for name, kind in {m.topic.name: m.topic.type for m in messages}.items()
+        }
+        for message in messages:
+            writer.write(connections[message.topic.name], message.time_ns, message.data)
+    start_ns = START_NS + PERIOD_NS
+    played = list(open_source(tmp_path / 'bag').messages(start_ns))
+    assert [(m.topic.name, m.time_ns) for m in played] == [
+        (latched, start_ns), ('/camera/image', start_ns), ('/camera/image', start_ns + PERIOD_NS)
+    ]  # fmt: skip
+    assert played[0].topic.latched
+    whole = list(open_source(tmp_path / 'bag').messages())
+    assert [m.topic.name for m in whole] == [latched] + ['/camera/image'] * 3
 
 
 def test_a_loop_goes_on_with_new_stamps_until_it_is_stopped(nodes, mcap):

@@ -71,8 +71,10 @@ _CONTACT_REACH = 1.5
 # Depth and normals are compared on every second pixel.
 _CHECK_STEP = 2
 # The scan looks for floor in every second row, and in as many columns as it has beams: rows of
-# floor lie far apart at a distance, columns never do. A thing of 5 cm at 3 m is 5 rows high.
-_SCAN_ROWS, _OBSTACLE_ROWS = 2, 3
+# floor lie far apart at a distance, columns never do.
+_SCAN_ROWS = 2
+# It looks for obstacles in as many rows as a thing of this height needs at the end of the range.
+_SCAN_THING = 0.05
 
 
 @dataclass(frozen=True)
@@ -469,8 +471,9 @@ class SceneGeometry:
         if plane is None:
             return None, 'no scan: no floor is known to tell obstacles from'
         beams = self._beams(camera, base_from_camera)
-        rows = np.flatnonzero(parts.obstacle[::_OBSTACLE_ROWS])
-        at = np.stack([axis[::_OBSTACLE_ROWS].reshape(-1).take(rows) for axis in points])
+        step = max(1, int(camera.fy * _SCAN_THING / self.config.obstacles.max_range))
+        chosen = np.flatnonzero(parts.obstacle[::step])
+        at = np.stack([axis[::step].reshape(-1).take(chosen) for axis in points])
         obstacle = nearest_per_beam(*in_base(base_from_camera, at), beams)
 
         unknown, floor = self._floor_beams(camera, plane, parts, base_from_camera, beams)

@@ -137,6 +137,8 @@ class ScaleConfig:
             long ago fades into this (an Ornstein-Uhlenbeck process of the logarithm).
         drift_per_root_s: how far the scale strays in one second, relative standard deviation.
         floor_std: error of one frame's scale that no covariance shows (uneven floor, pitching).
+        alike_s: frames within that time see the same floor and err alike: together they count as
+            one, so that a faster camera does not make a surer scale.
         gate: observations farther off than so many standard deviations are set aside...
         patience: ...unless so many follow each other: then the filter starts anew from them.
         bound: a scale outside 1 / bound to bound draws a warning.
@@ -146,6 +148,7 @@ class ScaleConfig:
     prior_std: float = 0.2
     drift_per_root_s: float = 0.02
     floor_std: float = 0.03
+    alike_s: float = 1.0
     gate: float = 3.5
     patience: int = 5
     bound: float = 1.5
@@ -182,6 +185,7 @@ class ScaleFilter:
         self._variance = self.config.prior_std**2
         self._observed = False
         self._time_s: float | None = None
+        self._taken_s = -math.inf
         self._rejected: list[tuple[float, float]] = []
         self._source = ''
 
@@ -202,10 +206,10 @@ class ScaleFilter:
         if observation is not None:
             value = math.log(observation.scale)
             variance = (observation.std / observation.scale) ** 2 + config.floor_std**2
-            self._take(value, variance, observation.source)
+            self._take(value, variance, observation.source, time_s)
         return self.state
 
-    def _take(self, value: float, variance: float, source: str) -> None:
+    def _take(self, value: float, variance: float, source: str, time_s: float) -> None:
         difference = value - self._mean
         far = difference**2 > self.config.gate**2 * (self._variance + variance)
         if far and self._observed:
@@ -215,10 +219,13 @@ class ScaleFilter:
             self._mean = float(np.median([value for value, _ in self._rejected]))
             self._variance = max(variance for _, variance in self._rejected)
         else:
-            gain = self._variance / (self._variance + variance)
+            passed = time_s - self._taken_s
+            # Time that ran backwards is another recording or another pass: a new look.
+            new = min(passed / self.config.alike_s, 1.0) if passed >= 0 else 1.0
+            gain = self._variance * new / (self._variance * new + variance)
             self._mean += gain * difference
             self._variance *= 1 - gain
-        self._rejected = []
+        self._rejected, self._taken_s = [], time_s
         self._source, self._observed = source, True
 
     @property

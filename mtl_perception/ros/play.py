@@ -68,6 +68,7 @@ def play(
         fps=fps,
         transport=transport,
         limit=limit,
+        start_s=options.start_s,
         topics=topics,
         all_topics=all_topics,
     )

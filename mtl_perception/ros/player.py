@@ -28,6 +28,9 @@ SETTLE_S = 1.0
 INFO_WAIT_S = 3.0
 FLUSH_S = 1.0
 REMEMBERED_STAMPS = 256
+OTHER_CLOCK_NS = 10_000_000_000
+# One publisher stands for all that latched a message on its topic.
+LATCHED_DEPTH = 100
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,10 @@ class PlayOptions:
         rate: 2 plays twice as fast as recorded.
         loop: start again at the end.
         start_s: skip that many seconds of the recording.
-        stamp: 'now' gives messages the time at which they are published (all that shared one
-            stamp in the recording share one again); 'bag' leaves the recorded stamps.
+        stamp: 'moved' moves all recorded stamps to the present together, so that pictures,
+            transforms and odometry keep what lies between them; 'now' gives messages the time at
+            which they are published (all that shared one stamp in the recording share one again);
+            'bag' leaves the recorded stamps.
         clock: publish the recording's time on /clock, for nodes with use_sim_time.
         remap: recorded topic name -> name to publish under.
         wait_s: wait up to that long for subscribers; 0 starts at once.
@@ -51,7 +56,7 @@ class PlayOptions:
     rate: float = 1.0
     loop: bool = False
     start_s: float = 0.0
-    stamp: Literal['now', 'bag'] = 'now'
+    stamp: Literal['moved', 'now', 'bag'] = 'moved'
     clock: bool = False
     remap: Mapping[str, str] = field(default_factory=dict)
     wait_s: float = 0.0
@@ -64,9 +69,9 @@ class PlayOptions:
             raise ValueError(f'rate {self.rate} is no speed: give a positive number')
         if self.start_s < 0:
             raise ValueError(f'start {self.start_s} s lies before the recording: give 0 or more')
-        if self.clock and self.stamp == 'now':
+        if self.clock and self.stamp != 'bag':
             raise ValueError(
-                "clock publishes the recording's time but stamp 'now' replaces it: "
+                f"clock publishes the recording's time but stamp {self.stamp!r} replaces it: "
                 "use stamp 'bag' with clock"
             )
 
@@ -141,6 +146,7 @@ class Player:
         self._check_options()
         self._cameras = frozenset(source.cameras)
         self._stamps = _Stamps()
+        self._origin_ns = (0, 0)
         self._restampers = {topic.name: _restamper(topic) for topic in source.topics}
         self._publishers = {topic.name: self._publisher(topic) for topic in source.topics}
         self._clock: Publisher | None = (
@@ -216,6 +222,8 @@ class Player:
         while not stop.is_set():
             messages, pictures = result.messages, result.pictures
             moment_ns = None
+            ahead_ns = round((pass_began - time.monotonic()) * 1e9)
+            self._origin_ns = start_ns, time.time_ns() + ahead_ns
             for message in self._source.messages(start_ns):
                 due = pass_began + (message.time_ns - start_ns) * 1e-9 / self._options.rate
                 self._sleep_until(due, message.time_ns, stop)
@@ -266,7 +274,7 @@ class Player:
             self._options.reliability == 'auto' and topic.reliable
         )
         qos = QoSProfile(
-            depth=self._options.depth,
+            depth=max(self._options.depth, LATCHED_DEPTH if topic.latched else 0),
             reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
             durability=(
                 DurabilityPolicy.TRANSIENT_LOCAL if topic.latched else DurabilityPolicy.VOLATILE
@@ -297,8 +305,8 @@ class Player:
 
     def _publish(self, message: RecordedMessage, result: PlayResult) -> None:
         name, data = message.topic.name, message.data
-        if self._options.stamp == 'now':
-            data = self._restampers[name](data, lambda stamp: self._stamps.new(name, stamp))
+        if self._options.stamp != 'bag':
+            data = self._restampers[name](data, lambda stamp: self._new_stamp(message, stamp))
         if name in self._cameras:
             result.pictures += 1
             if self._on_picture is not None:
@@ -308,6 +316,13 @@ class Player:
                 )
         self._publishers[name].publish(data)
         result.messages += 1
+
+    def _new_stamp(self, message: RecordedMessage, stamp_ns: int) -> int:
+        recorded_ns, present_ns = self._origin_ns
+        # Stamps of another clock than the recorder's tell no place in the recording.
+        if self._options.stamp == 'now' or abs(stamp_ns - message.time_ns) > OTHER_CLOCK_NS:
+            return self._stamps.new(message.topic.name, stamp_ns)
+        return present_ns + round((stamp_ns - recorded_ns) / self._options.rate)
 
 
 def parse_remaps(rules: Sequence[str]) -> dict[str, str]:

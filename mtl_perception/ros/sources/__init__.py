@@ -47,6 +47,7 @@ def open_source(
     fps: float = 30.0,
     transport: Literal['raw', 'compressed'] = 'raw',
     limit: int = 0,
+    start_s: float = 0.0,
     topics: Collection[str] = (),
     all_topics: bool = False,
     images: Sequence[str] = (),
@@ -59,6 +60,7 @@ def open_source(
         fps: of folders.
         transport: of folders.
         limit: pictures of the first camera to play; 0 plays all.
+        start_s: where playing will start; the limit counts from there.
         topics: play only these; empty: all but what a perception node published.
         all_topics: play what a perception node published, too.
         images: of bags, the cameras that come first; empty: found by type and name.
@@ -70,7 +72,13 @@ def open_source(
         raise SourceError(f'{path} does not exist: give a recording or a folder of pictures')
     if path.suffix == '.bag' or is_bag(path):
         bag = BagSource(path, topics, all_topics, images)
-        return LimitedSource(bag, limit) if limit else bag
+        return LimitedSource(bag, limit, start_s) if limit else bag
     return FolderSource(
-        path, split=split, fps=fps, transport=transport, limit=limit, chosen=topics
+        path,
+        split=split,
+        fps=fps,
+        transport=transport,
+        limit=limit,
+        start_s=start_s,
+        chosen=topics,
     )

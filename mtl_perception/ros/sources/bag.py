@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rclpy.serialization import deserialize_message
@@ -112,10 +112,15 @@ class BagSource:
     def messages(self, start_ns: int = 0) -> Iterator[RecordedMessage]:
         """Yield the messages not older than `start_ns`; see Source."""
         with self._open() as reader:
+            # What was latched before holds from the start.
+            latched = {topic.name for topic in self.topics if topic.latched}
+            if latched and start_ns > self.start_ns:
+                for message in self._read(reader, latched, stop_ns=start_ns):
+                    yield replace(message, time_ns=start_ns)
             yield from infos_first(self._read(reader, {t.name for t in self.topics}, start_ns))
 
     def _read(
-        self, reader: Reader, names: set[str], start_ns: int = 0
+        self, reader: Reader, names: set[str], start_ns: int = 0, stop_ns: int = 0
     ) -> Iterator[RecordedMessage]:
         topics = {topic.name: topic for topic in self.topics}
         connections = [
@@ -123,7 +128,8 @@ class BagSource:
             for connection in reader.connections
             if connection.topic in names and connection.msgtype == topics[connection.topic].type
         ]
-        for connection, time_ns, data in reader.messages(connections, start=start_ns or None):
+        messages = reader.messages(connections, start=start_ns or None, stop=stop_ns or None)
+        for connection, time_ns, data in messages:
             yield RecordedMessage(time_ns, topics[connection.topic], bytes(data))
 
     @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,6 +85,7 @@ class FolderSource:
         transport: 'raw', or 'compressed' for the files' own bytes.
         frame_id: of the camera.
         limit: play only so many pictures; 0 plays all.
+        start_s: where playing will start; the limit counts from there.
         chosen: play only these topics; empty: all.
 
     Raises:
@@ -99,6 +101,7 @@ class FolderSource:
         transport: Literal['raw', 'compressed'] = 'raw',
         frame_id: str = 'camera_optical_frame',
         limit: int = 0,
+        start_s: float = 0.0,
         chosen: Collection[str] = (),
     ) -> None:
         if not 0 < fps < float('inf'):
@@ -111,7 +114,10 @@ class FolderSource:
         self._frame_id = frame_id
         self._period_ns = round(1e9 / fps)
         self._pictures = _open_pictures(path, split)
-        self._count = min(limit or len(self._pictures), len(self._pictures))
+        self._count = len(self._pictures)
+        if limit:
+            first = math.ceil(round(start_s * 1e9) / self._period_ns)
+            self._count = min(first + limit, self._count)
         self._camera = CAMERA if transport == 'raw' else CAMERA_COMPRESSED
         found = {topic.name: topic for topic in (self._camera, *self._pictures.topics)}
         self.left_out = leave_out(found, chosen)

@@ -12,13 +12,14 @@ class LimitedSource:
 
     Args:
         source: the whole.
-        pictures: how many to play, from wherever playing starts.
+        pictures: how many to play.
+        start_s: where playing starts, seconds after the source's beginning.
 
     Raises:
         SourceError: fewer than one picture is asked for.
     """
 
-    def __init__(self, source: Source, pictures: int) -> None:
+    def __init__(self, source: Source, pictures: int, start_s: float = 0.0) -> None:
         if pictures < 1:
             raise SourceError(f'a limit of {pictures} pictures leaves nothing: give 1 or more')
         self._source = source
@@ -26,7 +27,8 @@ class LimitedSource:
         self.topics, self.cameras = source.topics, source.cameras
         self.left_out = source.left_out
         self.start_ns = source.start_ns
-        last_ns = max((message.time_ns for message in self.messages()), default=self.start_ns)
+        played = self.messages(self.start_ns + round(start_s * 1e9))
+        last_ns = max((message.time_ns for message in played), default=self.start_ns)
         self.duration_ns = last_ns - self.start_ns
 
     def messages(self, start_ns: int = 0) -> Iterator[RecordedMessage]:
