@@ -7,9 +7,6 @@ from typing import Any
 from mtl_perception.bundle import ModelBundle
 
 WEAK_IOU = 0.25
-COMMAND = (
-    'python benchmarks/models.py --data $MTL_DATA/nyuv2_288x384:devtest --data runs/worlds:test'
-)
 REMARKS = {
     'nyuv2_288x384:devtest': 'NYUv2 devtest, 323 pictures of real rooms, as JPEG; its depth has '
     '39 mm steps',
@@ -33,6 +30,7 @@ def write_card(bundle: ModelBundle, result: dict[str, Any]) -> str:
         bundle: what it is about.
         result: of benchmarks/models.py.
     """
+    data = ' '.join(f'--data {source}' for source in result['data'])
     manifest = bundle.manifest
     figures = result['bundles'][bundle.name]
     network, machine = manifest.network, result['machine']
@@ -57,7 +55,12 @@ def write_card(bundle: ModelBundle, result: dict[str, Any]) -> str:
         ],
     )
     lines += ['', '## Figures', '']
-    lines += ["Float32, LibMTL's definitions, made by", '', f'    {COMMAND}', '']
+    lines += [
+        "Float32, LibMTL's definitions, made by",
+        '',
+        f'    python benchmarks/models.py {data}',
+        '',
+    ]
     lines += _quality(figures)
     for key, document in figures['quality'].items():
         lines += _by_class(key, document) + _by_distance(key, document)

@@ -38,6 +38,7 @@ from mtl_perception.views import (
     legend,
     strip,
 )
+from mtl_training.config import data_folder
 
 MODELS = Path(__file__).resolve().parents[1] / 'models'
 FOCAL_LENGTHS_PX = (250.0, 311.31, 400.0, 500.0, 600.0)
@@ -124,6 +125,14 @@ def views_of_rooms(rooms: int) -> Iterator[dict[float, tuple[np.ndarray, np.ndar
             yield views
         finally:
             world.close()
+
+
+def named_folder(folder: str, split: str) -> str:
+    """Return FOLDER:SPLIT as everybody can type it."""
+    path, home = Path(folder).resolve(), data_folder().resolve()
+    if path.is_relative_to(home):
+        return f'$MTL_DATA/{path.relative_to(home)}:{split}'
+    return f'{folder}:{split}'
 
 
 def camera_of(focal_px: float) -> Intrinsics:
@@ -266,7 +275,14 @@ def main(
     bundles = [ModelBundle.load(name) for name in bundle or shipped()]
     dense = [one for one in bundles if {'segmentation', 'depth'} <= set(one.manifest.tasks)]
     sources = [tuple(text.rsplit(':', 1)) for text in data or ()]
-    result: dict[str, Any] = {'machine': machine, 'speed': measure_speed(bundles), 'bundles': {}}
+    if cards and not sources:
+        raise typer.BadParameter('a card states figures: give --data, or --no-cards')
+    result: dict[str, Any] = {
+        'machine': machine,
+        'data': [named_folder(folder, split) for folder, split in sources],
+        'speed': measure_speed(bundles),
+        'bundles': {},
+    }
     seen = list(track(views_of_rooms(rooms), 'rooms', total=rooms, console=console))
     for one in bundles:
         figures: dict[str, Any] = {'quality': {}, 'own_precision': {}}

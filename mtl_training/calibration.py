@@ -16,6 +16,7 @@ from mtl_training.datasets.mixtures import Frames
 from mtl_training.networks import MultiTaskNetwork
 
 PIXELS_PER_FRAME = 4000
+MOST_LOGITS = 50_000_000  # of all frames together: 200 MB
 BINS = 15
 
 
@@ -65,11 +66,11 @@ def _sample(network: MultiTaskNetwork, frames: Frames, seed: int) -> tuple[Tenso
         labelled = np.flatnonzero(frame.label.ravel() != INVALID_LABEL)
         if not len(labelled):
             continue
-        chosen = torch.from_numpy(
-            random.choice(labelled, min(len(labelled), PIXELS_PER_FRAME), replace=False)
-        )
         image = torch.from_numpy(np.array(frame.image)).permute(2, 0, 1)[None]
-        logits.append(network(image)['segmentation'][0].flatten(1).T[chosen])
+        found = network(image)['segmentation'][0].flatten(1).T
+        most = max(1, min(PIXELS_PER_FRAME, MOST_LOGITS // (len(frames) * found.shape[1])))
+        chosen = torch.from_numpy(random.choice(labelled, min(len(labelled), most), replace=False))
+        logits.append(found[chosen])
         labels.append(torch.from_numpy(frame.label.ravel().astype(np.int64))[chosen])
     return torch.cat(logits), torch.cat(labels)
 

@@ -157,13 +157,13 @@ def nyuv2(
 
 def _options(texts: list[str]) -> dict[str, Any]:
     """Parse NAME=VALUE with YAML values."""
-    import yaml
+    from mtl_training.settings_yaml import load_settings
 
     pairs = [text.partition('=') for text in texts]
     for text, (_, separator, _) in zip(texts, pairs, strict=True):
         if not separator:
             raise typer.BadParameter(f'{text!r} is not NAME=VALUE')
-    return {name: yaml.safe_load(value) for name, _, value in pairs}
+    return {name: load_settings(value) for name, _, value in pairs}
 
 
 def _check_plain(reader: Any, split: str, classes: int) -> int:

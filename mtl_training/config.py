@@ -21,6 +21,7 @@ from pydantic import (
 
 from mtl_perception.bundle import AttributeSpec
 from mtl_perception.datasets import ROOMS, THINGS
+from mtl_training.settings_yaml import load_settings
 
 CONFIG_FOLDER = Path(__file__).parent / 'configs'
 DATA = '../shared/data'
@@ -110,6 +111,8 @@ class SourceSettings(Settings):
         normal_axes: of a LibMTL folder, see datasets/libmtl.py.
         split: folder of `path` (or split of the .mat file).
         tasks: the only tasks that its frames teach; by default all that they have truth for.
+        classes: names of the pixels' ids in order, of a format that has none (`pictures`); without
+            them ids are taken as the network's.
         rename: the data set's names of classes, boxes or attributes to the network's, where they
             differ; what the network does not know is left out.
         weight: share of the samples, relative to the other sources.
@@ -129,6 +132,7 @@ class SourceSettings(Settings):
     normal_axes: tuple[str, str, str] = ('x', 'y', 'z')
     split: str = 'train'
     tasks: tuple[TaskName, ...] | None = Field(None, min_length=1)
+    classes: tuple[str, ...] = ()
     rename: dict[str, str] = {}
     weight: float = Field(1.0, gt=0)
     licence: str = 'not stated'
@@ -390,7 +394,7 @@ def load_config(path_or_name: str | Path, overrides: list[str] | None = None) ->
             )
         path = shipped
     try:
-        values = yaml.safe_load(path.read_text(encoding='utf-8'))
+        values = load_settings(path.read_text(encoding='utf-8'))
     except yaml.YAMLError as error:
         raise ConfigError(f'{path} is not YAML: {error}') from error
     if not isinstance(values, dict):
@@ -425,8 +429,8 @@ def apply_override(values: dict[str, Any], override: str) -> None:
             else:
                 node = node.setdefault(part, {})
         if isinstance(node, list):
-            node[int(last)] = yaml.safe_load(text)
+            node[int(last)] = load_settings(text)
         else:
-            node[last] = yaml.safe_load(text)
+            node[last] = load_settings(text)
     except (ValueError, IndexError, AttributeError, TypeError, yaml.YAMLError) as error:
         raise ConfigError(f'override {override!r} does not fit the configuration') from error

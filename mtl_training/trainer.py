@@ -12,12 +12,14 @@ import json
 import math
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mtl_training import lineage
 from mtl_training.balancing import Balancer, build_balancer
@@ -96,7 +98,9 @@ def train(
     device = choose_device(config.device)
     network = network.to(device=device, memory_format=torch.channels_last)
     tasks = {name: build_task(name, _task_options(config, name)) for name in config.tasks}
-    balancer = build_balancer(config.balancing.method, config.tasks, **config.balancing.options)
+    balancer = build_balancer(
+        config.balancing.method, config.tasks, seed=config.seed, **config.balancing.options
+    )
     if config.optimizer.accumulate > 1 and not balancer.adds_up:
         raise TrainingError(
             f'balancing by {config.balancing.method} looks at whole batches: set '
@@ -165,7 +169,9 @@ def train(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if balancer.needs_losses_after_step:
-                with torch.no_grad():
+                # The same paths are dropped as before the step, so that only the step changed.
+                torch.manual_seed(config.seed * 1_000_003 + step)
+                with torch.no_grad(), _kept_statistics(network):
                     after = lesson.losses(batch)
                     if after:
                         balancer.after_step(after)
@@ -204,6 +210,20 @@ def _pictures(mixture: Mixture, config: TrainingConfig) -> Iterator[Tensor]:
     stage = config.schedule.stages[-1]
     for step in range(UNFOLDING_BATCHES):
         yield mixture[BatchRequest(step, *stage.size(step), stage.zoom)]['image']
+
+
+@contextmanager
+def _kept_statistics(network: nn.Module) -> Iterator[None]:
+    """Keep batch norms' running statistics as they are."""
+    norms = [part for part in network.modules() if isinstance(part, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 def _distillation(config: TrainingConfig, network: MultiTaskNetwork) -> Distillation | None:

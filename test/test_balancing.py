@@ -423,6 +423,7 @@ def test_features_stand_in_for_parameters(name: str) -> None:
     balancer.attach(network)
     weights = balancer.backward(losses_of(network), network)
     assert gradients_of(network).isfinite().all()
+    assert max(weights.values()) > 0
     found = [p.grad.clone() for p in network.task_parameters('depth')]
     shared = torch.cat([p.grad.flatten() for p in network.shared_parameters()])
     network.zero_grad()
@@ -438,6 +439,32 @@ def test_features_stand_in_for_parameters(name: str) -> None:
         expected = torch.cat([p.grad.flatten() for p in network.shared_parameters()])
         scale = expected.abs().max().item()
         torch.testing.assert_close(shared, expected, atol=1e-3 * scale, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    'name', ['mgda', 'pcgrad', 'cagrad', 'gradvac', 'imtl_g', 'aligned_mtl', 'upgrad']
+)
+def test_small_gradients_are_weighed_like_large_ones(name: str) -> None:
+    gradients = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    gradients[1] -= 1.5 * gradients[0]  # a conflict
+    values = torch.ones(3)
+    _, expected = balancer_of(name).combine(gradients, values)
+    _, found = balancer_of(name).combine(1e-5 * gradients, values)
+    assert expected.abs().max() > 0.1
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_another_seed_draws_otherwise() -> None:
+    gradients = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    gradients[1] -= 1.5 * gradients[0]
+    gradients[2] -= gradients[0]
+
+    def draw(seed: int) -> list[list[float]]:
+        balancer = build_balancer('graddrop', DENSE_TASKS, seed=seed)
+        return [balancer.combine(gradients, torch.ones(3))[0].tolist() for _ in range(3)]
+
+    assert draw(1) == draw(1)
+    assert draw(1) != draw(2)
 
 
 @pytest.mark.parametrize('name', BALANCERS)

@@ -17,6 +17,7 @@ from training_parts import tiny_config, write_pictures  # noqa: E402
 
 from mtl_perception.bundle import AttributeSpec  # noqa: E402
 from mtl_perception.metrics import MultiTaskMetrics  # noqa: E402
+from mtl_training.balancing import BalancingError  # noqa: E402
 from mtl_training.config import ConfigError  # noqa: E402
 from mtl_training.experiments import runner  # noqa: E402
 from mtl_training.experiments.figures import (  # noqa: E402
@@ -126,7 +127,7 @@ def test_average_precision_per_frame_adds_up_to_cocos() -> None:
     assert plain['ap'][0] == pytest.approx(once.compute()['detection']['ap'], abs=1e-6)
     assert plain['ap50'][0] == pytest.approx(once.compute()['detection']['ap50'], abs=1e-6)
     better = collect(random_things(12, seed=2, noise=0.3), 13, 2, room)
-    gain = paired_bootstrap(figures, better, samples=50)['ap']
+    gain = paired_bootstrap([figures], [better], samples=50)['ap']
     assert gain.is_real and gain.difference > 0
 
 
@@ -134,14 +135,33 @@ def test_bootstrap_finds_a_real_difference_and_no_other() -> None:
     good = collect(random_frames(40, seed=1, noise=0.5), 13)
     bad = collect(random_frames(40, seed=2, noise=1.0), 13)
     alike = collect(random_frames(40, seed=3, noise=0.5), 13)
-    worse = paired_bootstrap(good, bad, samples=200)
+    worse = paired_bootstrap([good], [bad], samples=200)
     assert worse['abs_err'].is_real and worse['abs_err'].difference > 0
     assert worse['abs_err'].low <= worse['abs_err'].difference <= worse['abs_err'].high
-    same = paired_bootstrap(good, good, samples=50)
+    same = paired_bootstrap([good], [good], samples=50)
     assert all(entry.difference == 0 and not entry.is_real for entry in same.values())
-    assert abs(paired_bootstrap(good, alike, samples=200)['abs_err'].difference) < 0.02
+    assert abs(paired_bootstrap([good], [alike], samples=200)['abs_err'].difference) < 0.02
     with pytest.raises(ValueError, match='cannot be paired'):
-        paired_bootstrap(good, collect(random_frames(3, seed=1), 13))
+        paired_bootstrap([good], [collect(random_frames(3, seed=1), 13)])
+
+
+def test_what_one_seed_gains_and_another_loses_is_no_gain() -> None:
+    base, good, bad = (
+        collect(random_frames(40, seed=seed, noise=noise), 13)
+        for seed, noise in ((1, 0.7), (2, 0.5), (3, 0.9))
+    )
+    assert paired_bootstrap([base], [good], samples=200)['abs_err'].is_real
+    both = paired_bootstrap([base, base], [good, bad], samples=200)['abs_err']
+    singles = [paired_bootstrap([base], [one], samples=50)['abs_err'] for one in (good, bad)]
+    assert both.difference == pytest.approx(np.mean([one.difference for one in singles]))
+    assert not both.is_real
+
+
+def test_normals_without_truth_have_no_median() -> None:
+    frames = [({'normal': p['normal']}, {**t, 'normal': np.zeros_like(t['normal'])})
+              for p, t in random_frames(2, seed=1)]  # fmt: skip
+    figures = collect(frames, 13).compute()
+    assert all(np.isnan(figures[name]).all() for name in ('mean', 'median', '11.25'))
 
 
 def test_frame_figures_survive_the_disk(tmp_path: Path) -> None:
@@ -329,6 +349,32 @@ def test_a_search_goes_on_and_keeps_the_best(study_file: Path, tmp_path: Path) -
     best = yaml.safe_load((tmp_path / 'search' / 'best.yaml').read_text())
     assert best['optimizer']['lr'] == study.best_params['optimizer.lr']
     assert (tmp_path / 'search' / 'history.png').stat().st_size > 5000
+
+
+def test_a_stopped_trial_says_nothing_about_its_values(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optuna = pytest.importorskip('optuna')
+    from mtl_training.experiments import tuning
+
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    space = {'optimizer.lr': {'low': 1e-4, 'high': 1e-2, 'log': True}}
+    search = {'name': 'lr', 'kind': 'search', 'base': str(tmp_path / 'base.yaml'), 'space': space}
+    (tmp_path / 'search.yaml').write_text(yaml.safe_dump(search))
+    endings = iter(['stopped', 'unsuitable', 'whole'])
+
+    def end(*args: object, **kwargs: object) -> dict[str, object]:
+        ending = next(endings)
+        if ending == 'unsuitable':
+            raise BalancingError('a loss is negative')
+        return {'finished': ending == 'whole', 'best': {'score': 0.5}}
+
+    monkeypatch.setattr(tuning, 'train', end)
+    loaded = tuning.load_search(tmp_path / 'search.yaml')
+    for trials in (1, 2):  # a stopped trial ends the search
+        study = tuning.tune(loaded, tmp_path / 'search', trials=trials)
+    states = [trial.state.name for trial in study.trials]
+    assert states == ['FAIL', 'FAIL', 'COMPLETE']
 
 
 def test_a_search_without_a_space_is_refused(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from mtl_training.checkpoints import (  # noqa: E402
     load_checkpoint,
     save_checkpoint,
 )
-from mtl_training.config import ConfigError, TrainingConfig, load_config  # noqa: E402
+from mtl_training.config import CONFIG_FOLDER, ConfigError, TrainingConfig, load_config  # noqa: E402
 from mtl_training.datasets.mixtures import Mixture  # noqa: E402
 from mtl_training.networks import MultiTaskNetwork  # noqa: E402
 from mtl_training.processes import Processes  # noqa: E402
@@ -514,6 +514,17 @@ def test_learning_rate_warms_up_and_ends_at_zero(pictures: Path, cache: Path) ->
 def test_impossible_configurations_are_refused_by_name(override: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         load_config('pvt_v2_b0', [override])
+
+
+@pytest.mark.parametrize('text', ['1e-3', '1.0e-3', '.1E-2'])
+def test_exponents_are_numbers_everywhere(text: str, tmp_path: Path) -> None:
+    overrides = [f'balancing.options.lr={text}', f'losses.depth.losses.l1={text}']
+    config = load_config('pvt_v2_b0', overrides)
+    assert config.balancing.options['lr'] == config.losses['depth']['losses']['l1'] == 1e-3
+    values = yaml.safe_load((CONFIG_FOLDER / 'pvt_v2_b0.yaml').read_text())
+    written = yaml.safe_dump(values).replace('gradient: 0.2', f'gradient: {text}')
+    (tmp_path / 'mine.yaml').write_text(written)
+    assert load_config(tmp_path / 'mine.yaml').losses['depth']['losses']['gradient'] == 1e-3
 
 
 def test_unknown_configuration_lists_the_shipped_ones() -> None:

@@ -320,6 +320,26 @@ def test_ids_of_pixels_that_mean_different_classes_are_refused(tmp_path: Path) -
         refuse_strange_names(opened(('bed', 'chair')), ['segmentation'])
 
 
+def test_pixels_without_names_are_not_taken_for_the_networks(tmp_path: Path) -> None:
+    def opened(classes: tuple[str, ...]) -> dict[str, PreparedArrays]:
+        words = Vocabulary(('road', 'wall', 'sky'), 3)
+        streets = prepare(Streetscape('streets', 'wall', 'sky'), 'train', tmp_path, processes=0)
+        rooms = prepare(Streetscape('rooms'), 'train', tmp_path, processes=0, num_classes=3)
+        return {
+            'streets': streets.speaking(words),
+            'rooms': rooms.speaking(words, classes=classes),
+        }
+
+    with pytest.raises(DatasetError, match=r'pixels of rooms have no names, those of streets'):
+        refuse_strange_names(opened(()), ['segmentation'])
+    refuse_strange_names(opened(()), ['depth'])
+    sets = opened(('floor', 'wall', 'bed'))
+    refuse_strange_names(sets, ['segmentation'])
+    assert set(np.unique(sets['rooms'].read(0).label)) == {1, 255}
+    with pytest.raises(DatasetError, match='names its own classes'):
+        sets['streets'].speaking(Vocabulary(('road',), 1), classes=('floor', 'wall'))
+
+
 def test_settings_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     values = three_parts(tmp_path).model_dump()
     for change, said in (

@@ -61,7 +61,7 @@ BALANCERS: dict[str, type[Balancer]] = {
 }
 
 
-def build_balancer(name: str, tasks: Sequence[str], **options: Any) -> Balancer:
+def build_balancer(name: str, tasks: Sequence[str], *, seed: int = 0, **options: Any) -> Balancer:
     """Build a balancing method by name.
 
     With one task there is nothing to balance, and every method is `equal`.
@@ -69,6 +69,7 @@ def build_balancer(name: str, tasks: Sequence[str], **options: Any) -> Balancer:
     Args:
         name: a key of `BALANCERS`.
         tasks: the tasks, in order.
+        seed: of what the method draws at random.
         options: the arguments of the method's class.
 
     Raises:
@@ -84,6 +85,7 @@ def build_balancer(name: str, tasks: Sequence[str], **options: Any) -> Balancer:
         if isinstance(error, BalancingError):
             raise
         raise BalancingError(f'options of the balancing method {name}: {error}') from error
+    balancer.seed = seed
     return balancer if len(balancer.tasks) > 1 else Equal(tasks)
 
 

@@ -32,6 +32,7 @@ class Balancer(nn.Module, ABC):
 
     Attributes:
         needs_losses_after_step: whether `after_step` must follow every optimizer step.
+        seed: of what the method draws at random.
         here: indices of the tasks that the last losses were of; all before there were any.
         adds_up: whether the gradients of a batch's parts add up to the whole one's.
         reduces_gradients: whether `backward` already averages gradients over processes. Where it
@@ -41,6 +42,7 @@ class Balancer(nn.Module, ABC):
     needs_losses_after_step = False
     adds_up = False
     reduces_gradients = False
+    seed = 0
 
     def __init__(self, tasks: Sequence[str]) -> None:
         super().__init__()

@@ -143,9 +143,14 @@ def _flatten(tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> T
 class TorchJd(GradientBalancer):
     """A method of torchjd (Quinton and Rey, Jacobian Descent, 2024).
 
-    What torchjd draws at random depends on the step alone here: all processes draw the same, and
-    a resumed run goes on with the same draws.
+    What torchjd draws at random depends on the seed and the step alone here: all processes draw
+    the same, and a resumed run goes on with the same draws.
+
+    Attributes:
+        scale_free: whether the weights depend on the gradients' directions and ratios alone.
     """
+
+    scale_free = True
 
     def __init__(self, tasks: Sequence[str], at: Place = 'parameters', **options: Any) -> None:
         super().__init__(tasks, at)
@@ -167,10 +172,12 @@ class TorchJd(GradientBalancer):
         """Combine with torchjd."""
         devices = [gradients.device] if gradients.is_cuda else []
         with torch.random.fork_rng(devices):
-            torch.manual_seed(int(self.step))
+            torch.manual_seed(self.seed * 1_000_003 + int(self.step))
             self.step += 1
             if isinstance(self.aggregator, jd.WeightedAggregator):
-                weights = self.aggregator.weighting(gradients)
+                # torchjd takes small gradients for none: those of mean losses at features are.
+                scale = gradients.norm().clamp(min=1e-30) if self.scale_free else 1.0
+                weights = self.aggregator.weighting(gradients / scale)
                 return weights @ gradients, weights
             combined = self.aggregator(gradients)
         # Not a weighted sum: log the weights that come closest to it.
@@ -245,6 +252,8 @@ class NashMtl(TorchJd):
 
     Options: `max_norm`, `update_weights_every`, `optim_niter` of torchjd.
     """
+
+    scale_free = False
 
     def __init__(self, tasks: Sequence[str], at: Place = 'parameters', **options: Any) -> None:
         super().__init__(tasks, at, **options)

@@ -172,14 +172,10 @@ class RandomLoss(LossBalancer):
     """Draw the weights anew at each step: Lin et al., Random Loss Weighting (TMLR 2022).
 
     The draws depend on the seed and the step alone: they agree over processes and resume exactly.
-
-    Args:
-        seed: of the draws.
     """
 
-    def __init__(self, tasks: Sequence[str], seed: int = 0) -> None:
+    def __init__(self, tasks: Sequence[str]) -> None:
         super().__init__(tasks)
-        self.seed = seed
         self.register_buffer('step', torch.zeros((), dtype=torch.int64))
 
     def weigh(self, values: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,7 @@ class PreparedArrays:
         vocabulary: names that the frames shall use; the data set's own by default.
         rename: the data set's names to those of `vocabulary`, where they differ.
         tasks: the only tasks whose truth is shown; all by default.
+        classes: names of the pixels' ids where the data set has none.
 
     Attributes:
         findings: what was wrong with the files, as `Findings.as_json` says it; {} where only
@@ -95,9 +96,10 @@ class PreparedArrays:
         vocabulary: Vocabulary | None = None,
         rename: Mapping[str, str] | None = None,
         tasks: Collection[str] | None = None,
+        classes: Sequence[str] = (),
     ) -> None:
         self.folder = Path(folder)
-        self._arguments = (vocabulary, rename, tasks)
+        self._arguments = (vocabulary, rename, tasks, classes)
         index = self._read_index()
         self.ids: list[str] = index['ids']
         self.normals_source: str = index['normals_source']
@@ -109,6 +111,13 @@ class PreparedArrays:
             if tasks is None or any(TRUTH_OF_TASK[task] == name for task in tasks)
         )
         self.own = Vocabulary.from_json(index['vocabulary'])
+        if classes:
+            if self.own.classes and self.own.classes != tuple(classes):
+                raise DatasetError(
+                    f'{self.folder} names its own classes of pixels ({named(self.own.classes)}): '
+                    "leave out the source's classes, or translate them with its rename"
+                )
+            self.own = replace(self.own, classes=tuple(classes), num_classes=len(classes))
         self.vocabulary = vocabulary or self.own
         self.translation = Translation(self.own, self.vocabulary, rename)
         names = ['image', 'intrinsics', *(name for name in dense if name in self.truths)]
@@ -160,9 +169,10 @@ class PreparedArrays:
         vocabulary: Vocabulary,
         rename: Mapping[str, str] | None = None,
         tasks: Collection[str] | None = None,
+        classes: Sequence[str] = (),
     ) -> PreparedArrays:
         """Return the same frames with the names of `vocabulary` (see the class)."""
-        return PreparedArrays(self.folder, vocabulary, rename, tasks)
+        return PreparedArrays(self.folder, vocabulary, rename, tasks, classes)
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -109,7 +109,8 @@ def open_source(
         source.split,
         cache,
         size=(source.height, source.width),
-        num_classes=vocabulary.num_classes if vocabulary is not None else NUM_CLASSES,
+        num_classes=len(source.classes)
+        or (vocabulary.num_classes if vocabulary is not None else NUM_CLASSES),
         limit=source.limit,
         part=source.part,
         annotations=annotations or not {'detection', 'classification'}.isdisjoint(own),
@@ -120,7 +121,7 @@ def open_source(
         console.print(f'source {source.name}: {found}', markup=False, highlight=False)
     if vocabulary is None:
         return arrays
-    arrays = arrays.speaking(vocabulary, source.rename, source.tasks)
+    arrays = arrays.speaking(vocabulary, source.rename, source.tasks, source.classes)
     if source.tasks is not None:
         lacking = [task for task in source.tasks if TRUTH_OF_TASK[task] not in arrays.truths]
         if lacking:
@@ -137,7 +138,8 @@ def refuse_strange_names(sets: Mapping[str, PreparedArrays], tasks: Iterable[str
     """Make sure that every source can teach the tasks that it has truth for.
 
     Raises:
-        DatasetError: A source shares no name with the network, or two sources' ids of pixels mean
+        DatasetError: A source shares no name with the network, one has no names of pixels beside
+            others that are translated by theirs, or two sources' ids of pixels mean
             different classes and the network has no names to translate them to.
     """
     tasks = set(tasks)
@@ -145,6 +147,18 @@ def refuse_strange_names(sets: Mapping[str, PreparedArrays], tasks: Iterable[str
         for task in ('segmentation', 'detection', 'classification'):
             if task in tasks and TRUTH_OF_TASK[task] in arrays.truths:
                 arrays.translation.refuse_strange_names(task, name)
+    labelled = {
+        name: arrays
+        for name, arrays in sets.items()
+        if 'segmentation' in tasks and 'label' in arrays.truths and arrays.vocabulary.classes
+    }
+    nameless = [name for name, arrays in labelled.items() if not arrays.own.classes]
+    if nameless and len(nameless) < len(labelled):
+        raise DatasetError(
+            f'the ids of pixels of {", ".join(nameless)} have no names, those of '
+            f'{", ".join(labelled.keys() - set(nameless))} are translated to network.classes by '
+            "theirs: name them in the source's classes (NYUv2's 13 for worlds and nyuv2)"
+        )
     lists = {
         name: arrays.translation.classes
         for name, arrays in sets.items()

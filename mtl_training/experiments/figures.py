@@ -121,7 +121,7 @@ def _normals(histogram: np.ndarray) -> dict[str, np.ndarray]:
     below = {f'{limit:g}': share[:, _bins_below(limit)] for limit in (11.25, 22.5, 30)}
     return {
         'mean': (histogram @ centres) / pixels[:, 0],
-        'median': centres[np.argmax(share >= 0.5, axis=1)],
+        'median': np.where(pixels[:, 0] > 0, centres[np.argmax(share >= 0.5, axis=1)], np.nan),
         **below,
     }
 
@@ -275,24 +275,38 @@ class Difference:
 
 
 def paired_bootstrap(
-    a: FrameFigures, b: FrameFigures, samples: int = 1000, seed: int = 0
+    a: Sequence[FrameFigures], b: Sequence[FrameFigures], samples: int = 1000, seed: int = 0
 ) -> dict[str, Difference]:
-    """Compare two trainings on the same frames, drawn again and again with replacement.
+    """Compare two rows on the same frames, drawn again and again with replacement.
 
     Efron and Tibshirani, An Introduction to the Bootstrap (1993). Frames of one room resemble
-    each other, so the intervals are a little too narrow.
+    each other, so the intervals are a little too narrow. What the trainings' seeds change is
+    averaged, not drawn: it shows in the deviation over seeds.
+
+    Args:
+        a: one training for each seed.
+        b: the other row's, of the same seeds.
+        samples: how often frames are drawn.
+        seed: of the draws.
     """
-    if len(a) != len(b):
-        raise ValueError(f'{len(a)} and {len(b)} frames cannot be paired')
+    lengths = {len(one) for one in (*a, *b)}
+    if len(lengths) != 1:
+        raise ValueError(f'{lengths} frames cannot be paired')
+    frames = lengths.pop()
     random = np.random.default_rng(seed)
-    weights = random.multinomial(len(a), np.full(len(a), 1 / len(a)), size=samples)
-    plain_a, plain_b = a.compute(), b.compute()
-    drawn_a, drawn_b = a.compute(weights), b.compute(weights)
+    weights = random.multinomial(frames, np.full(frames, 1 / frames), size=samples)
+    plain_a, plain_b = ([one.compute() for one in row] for row in (a, b))
+    drawn_a, drawn_b = ([one.compute(weights) for one in row] for row in (a, b))
     differences = {}
-    for name in plain_a.keys() & plain_b.keys():
-        low, high = np.nanpercentile(drawn_b[name] - drawn_a[name], [2.5, 97.5])
-        change = float(plain_b[name][0] - plain_a[name][0])
-        differences[name] = Difference(change, float(low), float(high))
+    for name in plain_a[0].keys() & plain_b[0].keys():
+        plain, drawn = (
+            np.mean([second[name] - first[name] for first, second in zip(*pair, strict=True)], 0)
+            for pair in ((plain_a, plain_b), (drawn_a, drawn_b))
+        )
+        known = drawn[np.isfinite(drawn)]
+        if known.size:
+            low, high = np.percentile(known, [2.5, 97.5])
+            differences[name] = Difference(float(plain[0]), float(low), float(high))
     return differences
 
 

@@ -118,7 +118,7 @@ def markdown(study: StudySettings, results: dict[str, Any]) -> str:
         parts += [
             '',
             f'▲ better, ▼ worse than `{results["compare_to"]}` with the 95 % interval of a '
-            'paired bootstrap over frames beyond zero.',
+            'paired bootstrap over frames beyond zero (of the mean over seeds).',
         ]
     metrics = shown_metrics(results)
     last = [

@@ -90,8 +90,15 @@ def run_study(
 
     arrays = opened(source)
     frames = FrameSubset(source.name, arrays, tuple(range(len(arrays))))
-    sets = {f'train:{entry.name}': opened(entry) for entry in first.data.every_source}
-    refuse_shared_pictures({**sets, f'measure:{source.name}': arrays})
+    for row in study.rows:
+        config = row_config(study, row, study.seeds[0], scale)
+        if vocabulary_of(config.network) != names:
+            raise ConfigError(
+                f'{study.name}: row {row.name} has other classes than {study.rows[0].name}: rows '
+                'are measured on one truth, so give all of them the same classes'
+            )
+        sets = {f'train:{entry.name}': opened(entry) for entry in config.data.every_source}
+        refuse_shared_pictures({**sets, f'measure:{source.name}': arrays})
     for row in study.rows:
         for seed in study.seeds:
             config = row_config(study, row, seed, scale)
@@ -278,8 +285,13 @@ def _over_seeds(runs: list[dict[str, float | None]]) -> dict[str, dict[str, floa
 
 
 def _compare(study: StudySettings, out: Path, a: str, b: str) -> dict[str, Any]:
-    seed = str(study.seeds[0])
-    pair = [FrameFigures.load(out / row / seed / 'best.npz') for row in (a, b)]
+    def file(row: str, seed: int) -> Path:
+        return out / row / str(seed) / 'best.npz'
+
+    both = [seed for seed in study.seeds if file(a, seed).is_file() and file(b, seed).is_file()]
+    pair = [[FrameFigures.load(file(row, seed)) for seed in both] for row in (a, b)]
+    if not both:
+        return {}
     return {
         name: {
             'difference': found.difference,

@@ -17,6 +17,7 @@ from mtl_training.config import (
     TrainingConfig,
     parse_config,
 )
+from mtl_training.settings_yaml import load_settings
 
 STUDY_FOLDER = Path(__file__).parent
 
@@ -85,7 +86,7 @@ def load_study(path_or_name: str | Path) -> StudySettings:
             raise ConfigError(f'{path_or_name} is neither a file nor a shipped study ({names})')
         path = shipped
     try:
-        return StudySettings.model_validate(yaml.safe_load(path.read_text(encoding='utf-8')))
+        return StudySettings.model_validate(load_settings(path.read_text(encoding='utf-8')))
     except (yaml.YAMLError, ValidationError) as error:
         raise ConfigError(f'{path} is no valid study: {error}') from error
 
@@ -101,7 +102,7 @@ def row_config(study: StudySettings, row: RowSettings, seed: int, scale: str) ->
     path = Path(study.base)
     if not path.is_file():
         path = CONFIG_FOLDER / f'{study.base}.yaml'
-    values = yaml.safe_load(path.read_text(encoding='utf-8'))
+    values = load_settings(path.read_text(encoding='utf-8'))
     scaled = dict(study.scales[scale])
     always = scaled.pop('always', {})
     for_row = scaled.pop('rows', {}).get(row.name, {})

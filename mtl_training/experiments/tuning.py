@@ -11,6 +11,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from rich.console import Console
 
+from mtl_training.balancing import BalancingError
 from mtl_training.config import (
     CONFIG_FOLDER,
     ConfigError,
@@ -21,7 +22,12 @@ from mtl_training.config import (
 )
 from mtl_training.experiments.study import STUDY_FOLDER
 from mtl_training.processes import refuse_several_processes
+from mtl_training.settings_yaml import load_settings
 from mtl_training.trainer import TrainingError, train
+
+
+class _Interrupted(Exception):
+    """A trial that somebody stopped: it says nothing about its hyper-parameters."""
 
 
 class Range(Settings):
@@ -60,7 +66,7 @@ def load_search(path_or_name: str | Path) -> SearchSettings:
     if not path.is_file():
         path = STUDY_FOLDER / 'searches' / f'{path_or_name}.yaml'
     try:
-        return SearchSettings.model_validate(yaml.safe_load(path.read_text(encoding='utf-8')))
+        return SearchSettings.model_validate(load_settings(path.read_text(encoding='utf-8')))
     except (OSError, yaml.YAMLError, ValidationError) as error:
         raise ConfigError(f'{path} is no valid search: {error}') from error
 
@@ -70,7 +76,7 @@ def trial_config(search: SearchSettings, values: dict[str, Any], name: str) -> T
     path = Path(search.base)
     if not path.is_file():
         path = CONFIG_FOLDER / f'{search.base}.yaml'
-    content = yaml.safe_load(path.read_text(encoding='utf-8'))
+    content = load_settings(path.read_text(encoding='utf-8'))
     for override in search.overrides:
         apply_override(content, override)
     for key, value in values.items():
@@ -125,10 +131,10 @@ def tune(
         )
         if not result['finished']:
             study.stop()
-            raise optuna.TrialPruned
+            raise _Interrupted
         return result['best']['score']
 
-    study.optimize(objective, n_trials=trials, catch=(TrainingError,))
+    study.optimize(objective, n_trials=trials, catch=(TrainingError, BalancingError, _Interrupted))
     _write_findings(study, search, out)
     return study
 

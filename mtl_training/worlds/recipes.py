@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from mtl_training.settings_yaml import load_settings
+
 FOLDER = Path(__file__).parent / 'recipes'
 
 
@@ -123,12 +125,12 @@ def load_recipe(
             f'no recipe {name_or_path!r}: choose one of {", ".join(names())} or a YAML file'
         )
     try:
-        values = yaml.safe_load(path.read_text(encoding='utf-8'))
+        values = load_settings(path.read_text(encoding='utf-8'))
         for override in overrides:
             key, equals, value = override.partition('=')
             if not equals:
                 raise RecipeError(f'{override!r} is not key=value, such as frames=500')
-            values[key] = yaml.safe_load(value)
+            values[key] = load_settings(value)
         return TypeAdapter(Recipe).validate_python(values)
     except (ValidationError, yaml.YAMLError) as error:
         raise RecipeError(f'{path} is no recipe: {error}') from error
