@@ -60,7 +60,6 @@ def open_data(config: TrainingConfig, console: Console | None = None) -> Trainin
         for source in config.data.every_source
     }
     refuse_strange_names(sets, config.tasks)
-    refuse_shared_pictures(sets)
     judges = {settings.name: settings for settings in config.data.judges}
     train, held_out = [], []
     for source in config.data.every_source:
@@ -72,6 +71,7 @@ def open_data(config: TrainingConfig, console: Console | None = None) -> Trainin
         if source in config.data.sources:
             kept = tuple(sorted(set(range(len(arrays))) - set(chosen)))
             train.append(FrameSubset(source.name, arrays, kept))
+    refuse_shared_pictures(train, held_out)
     _refuse_tasks_without_truth(config, train, 'data.sources')
     _refuse_tasks_without_truth(config, held_out, 'data.held_out')
     return TrainingData(train, held_out[0] if len(held_out) == 1 else FrameUnion(tuple(held_out)))

@@ -151,11 +151,18 @@ def test_a_picture_in_two_data_sets_is_refused(tmp_path: Path) -> None:
         prepare(data, split, tmp_path / 'cache', size=SIZE, processes=0)
         for split in ('train', 'test')
     )
+    whole, others = (
+        FrameSubset(name, arrays, tuple(range(len(arrays))))
+        for name, arrays in (('train', train), ('test', test))
+    )
     with pytest.raises(DatasetError, match=r'1 pictures .*train:0003 = test:0001'):
-        refuse_shared_pictures({'train': train, 'test': test})
+        refuse_shared_pictures([whole], [others])
+    refuse_shared_pictures([whole, others], [])
+    elsewhere = tuple(i for i, name in enumerate(train.ids) if name != '0003')
+    refuse_shared_pictures([FrameSubset('train', train, elsewhere)], [others])
     (data / 'test/rgb/0001.png').write_bytes((data / 'test/rgb/0002.png').read_bytes())
     mended = prepare(data, 'test', tmp_path / 'cache', size=SIZE, processes=0)
-    refuse_shared_pictures({'train': train, 'test': mended})
+    refuse_shared_pictures([whole], [FrameSubset('test', mended, (0, 1, 2))])
     assert PreparedArrays(train.folder).picture_hashes() == train.picture_hashes()
 
 

@@ -238,7 +238,7 @@ def test_a_source_of_its_own_judges_with_all_its_frames_and_trains_nothing(tmp_p
         with pytest.raises(ConfigError, match=said):
             parse_config(values, 'test')
     values['data']['held_out'] = {'source': judge | {'split': 'train'}}
-    with pytest.raises(DatasetError, match='8 pictures are in two data sets'):
+    with pytest.raises(DatasetError, match='8 pictures train in one data set and judge in'):
         open_data(parse_config(values, 'test'))
 
 

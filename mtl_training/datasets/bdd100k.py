@@ -121,7 +121,8 @@ class Bdd100k(DatasetReader):
     without labels shows nothing; one that is not listed is not labelled for boxes.
 
     `10k`: masks of Cityscapes' 19 classes. These pictures overlap with the 100K, across its
-    splits, too: `refuse_shared_pictures`, which every training run calls, keeps them apart.
+    splits, too: `refuse_shared_pictures`, which every training run calls, keeps what trains and
+    what judges apart.
 
     Args:
         root: folder of images/ and labels/.

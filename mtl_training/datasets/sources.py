@@ -12,10 +12,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
+from mtl_perception.bundle import nyu13_classes
 from mtl_perception.datasets import NUM_CLASSES
 from mtl_training.config import SourceSettings
 from mtl_training.datasets.arrays import TRUTH_OF_TASK, DatasetError, PreparedArrays
 from mtl_training.datasets.findings import describe_findings
+from mtl_training.datasets.mixtures import FrameSubset
 from mtl_training.datasets.prepare import FrameReader, prepare
 from mtl_training.datasets.vocabulary import Vocabulary, named
 
@@ -152,6 +154,10 @@ def refuse_strange_names(sets: Mapping[str, PreparedArrays], tasks: Iterable[str
         for name, arrays in sets.items()
         if 'segmentation' in tasks and 'label' in arrays.truths and arrays.vocabulary.classes
     }
+    # Pictures without names of their own are labelled with NYUv2's 13 classes.
+    usual = tuple(spec.name for spec in nyu13_classes())
+    if all(arrays.vocabulary.classes == usual for arrays in labelled.values()):
+        labelled = {}
     nameless = [name for name, arrays in labelled.items() if not arrays.own.classes]
     if nameless and len(nameless) < len(labelled):
         raise DatasetError(
@@ -175,24 +181,30 @@ def refuse_strange_names(sets: Mapping[str, PreparedArrays], tasks: Iterable[str
             )
 
 
-def refuse_shared_pictures(sets: Mapping[str, PreparedArrays]) -> None:
-    """Make sure that no picture is in two data sets, where it would be trained on and judged by.
+def refuse_shared_pictures(trained: Iterable[FrameSubset], judged: Iterable[FrameSubset]) -> None:
+    """Make sure that no picture of one data set trains while another judges by it.
+
+    Equal pictures of two data sets that both train, one with boxes and one with masks perhaps,
+    are what they are for.
 
     Raises:
-        DatasetError: Names the first pictures that two sets share.
+        DatasetError: Names the first pictures that trained and judged frames share.
     """
-    seen: dict[str, str] = {}
+    judging: dict[str, tuple[str, str]] = {}
+    for subset in judged:
+        hashes = subset.arrays.picture_hashes()
+        for index in subset.indices:
+            judging[hashes[index]] = subset.name, subset.arrays.ids[index]
     shared = []
-    for name, arrays in sets.items():
-        own = {}
-        for frame_id, digest in zip(arrays.ids, arrays.picture_hashes(), strict=True):
-            if digest in seen:
-                shared.append(f'{seen[digest]} = {name}:{frame_id}')
-            own[digest] = f'{name}:{frame_id}'
-        seen |= own
+    for subset in trained:
+        hashes = subset.arrays.picture_hashes()
+        for index in subset.indices:
+            name, frame_id = judging.get(hashes[index], (subset.name, ''))
+            if name != subset.name:
+                shared.append(f'{subset.name}:{subset.arrays.ids[index]} = {name}:{frame_id}')
     if shared:
         more = ', ...' if len(shared) > NAMED_PAIRS else ''
         raise DatasetError(
-            f'{len(shared)} pictures are in two data sets ({", ".join(shared[:NAMED_PAIRS])}'
-            f'{more}): remove them from one'
+            f'{len(shared)} pictures train in one data set and judge in another '
+            f'({", ".join(shared[:NAMED_PAIRS])}{more}): remove them from one'
         )

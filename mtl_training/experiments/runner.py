@@ -88,8 +88,11 @@ def run_study(
             annotations=needs_annotations(every_task),
         )
 
+    def whole(name: str, arrays: PreparedArrays) -> FrameSubset:
+        return FrameSubset(name, arrays, tuple(range(len(arrays))))
+
     arrays = opened(source)
-    frames = FrameSubset(source.name, arrays, tuple(range(len(arrays))))
+    frames = whole(source.name, arrays)
     for row in study.rows:
         config = row_config(study, row, study.seeds[0], scale)
         if vocabulary_of(config.network) != names:
@@ -97,8 +100,8 @@ def run_study(
                 f'{study.name}: row {row.name} has other classes than {study.rows[0].name}: rows '
                 'are measured on one truth, so give all of them the same classes'
             )
-        sets = {f'train:{entry.name}': opened(entry) for entry in config.data.every_source}
-        refuse_shared_pictures({**sets, f'measure:{source.name}': arrays})
+        trained = (whole(f'train:{one.name}', opened(one)) for one in config.data.every_source)
+        refuse_shared_pictures(trained, [whole(f'measure:{source.name}', arrays)])
     for row in study.rows:
         for seed in study.seeds:
             config = row_config(study, row, seed, scale)
