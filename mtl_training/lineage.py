@@ -66,12 +66,15 @@ def _through(role: str, network: str) -> list[DataSpec]:
     else:
         bundle = ModelBundle.load(network)
         name, specs = bundle.name, bundle.manifest.training.data
-    return [
-        spec.model_copy(
-            update={'through': f'{role} {name}' + (f', {spec.through}' if spec.through else '')}
-        )
-        for spec in specs
-    ]
+    step = f'{role} {name}'
+
+    def extended(through: str) -> str:
+        # A training that goes on in parts, each from the last, is one step.
+        if through == step or through.startswith(f'{step}, '):
+            return through
+        return f'{step}, {through}' if through else step
+
+    return [spec.model_copy(update={'through': extended(spec.through)}) for spec in specs]
 
 
 def _pretraining(backbone: str, pretrained: bool | str) -> DataSpec:

@@ -274,6 +274,13 @@ def test_a_network_names_what_it_owes_to_its_start_and_its_teacher(
         assert 'NYU Depth V2' in lineage.remark(specs)
 
 
+def test_a_training_in_parts_is_one_step_of_the_way() -> None:
+    config = load_config('pvt_v2_b0_taught')
+    found = lineage.learnt_from(config, [1, 1], Path('pvt_v2_b0'))
+    assert {spec.name: spec.through for spec in found}['worlds'] == 'start pvt_v2_b0'
+    assert all(spec.through.count('start') <= 1 for spec in found)
+
+
 def test_weights_of_imagenet_are_named_unless_the_start_replaces_them(bundle: ModelBundle) -> None:
     config = load_config('efficientnet_lite0')
     frames = [1] * len(config.data.sources)
