@@ -28,12 +28,12 @@ def torch_network(bundle: ModelBundle) -> Infer:
     """Return the bundle's network in eager torch; its weights are random, its work the same."""
     import torch
 
-    from mtl_training.networks import NetworkConfig, build_network
+    from mtl_training.bundle_weights import trained_network
+    from mtl_training.networks import build_network
+    from mtl_training.run_state import network_config
 
-    recipe = bundle.manifest.training.recipe['network']
-    known = NetworkConfig.__dataclass_fields__.keys()
-    options = {name: value for name, value in recipe.items() if name in known}
-    config = NetworkConfig(**(options | {'tasks': bundle.manifest.tasks, 'pretrained': False}))
+    settings, tasks = trained_network(bundle)
+    config = network_config(settings.model_copy(update={'pretrained': False}), tasks)
     network = build_network(config).eval()
     height, width = bundle.input_size
 
