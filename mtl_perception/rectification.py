@@ -124,9 +124,8 @@ class Lens:
                                  for a, b in pairwise(corners)])  # fmt: skip
         straight = np.zeros((len(boxes), 4), np.float32)
         for index, box in enumerate(boxes.astype(np.float64)):
-            outline = (
-                box[:2] + around * (box[2:] - box[:2]) - 0.5
-            )  # pixel centres at whole numbers
+            # Boxes count pixels' areas, cameras their centres.
+            outline = box[:2] + around * (box[2:] - box[:2]) - 0.5
             points = undistort(
                 outline[:, None],
                 raw.matrix,
