@@ -29,6 +29,7 @@ from mtl_perception.recordings import (
     RecordingError,
     TopicChoice,
     open_recording,
+    published_by_node,
 )
 
 
@@ -246,6 +247,14 @@ def test_a_camera_in_a_namespace_called_perception_is_a_camera(tmp_path: Path) -
     assert frame.camera == '/perception/front/image_raw'
     assert frame.frame.intrinsics.fx == K[0]
     assert not frame.truth
+
+
+def test_all_that_a_node_publishes_is_its_own() -> None:
+    names = ('segmentation/mask', 'detections/label_info', 'depth/color/compressed', 'points')
+    own = {f'/perception/{name}': 'any' for name in (*names, 'status', 'transition_event')}
+    own |= {f'/perception/front/{name}': 'any' for name in names}
+    others = {'/perception/front/image_raw': 'any', '/points': 'any', '/status': 'any'}
+    assert published_by_node(own | others) == own.keys()
 
 
 def test_what_is_given_for_one_camera_is_refused_for_several(tmp_path: Path) -> None:

@@ -81,13 +81,10 @@ def work(job: Job, settings: Settings) -> Outcome:
     perceiver = _perceiver(settings)
     try:
         shard = evaluate_recording(job.path, settings, perceiver, job.target, name=job.name)
-    except (ValueError, OSError) as error:
+    except Exception as error:  # whatever one recording holds, the others are evaluated
         job.target.unlink(missing_ok=True)
-        return Outcome(job, reason=str(error))
-    # Whatever one recording holds, the others are evaluated.
-    except Exception as error:
-        job.target.unlink(missing_ok=True)
-        return Outcome(job, reason=f'{type(error).__name__}: {error}')
+        named = '' if isinstance(error, (ValueError, OSError)) else f'{type(error).__name__}: '
+        return Outcome(job, reason=f'{named}{error}')
     info = shard.info()
     return Outcome(job, frames=info['recording']['frames'] if info else 0)
 

@@ -32,7 +32,7 @@ _OUTPUTS = (
     r'(segmentation/(mask|confidence|label_info|color|overlay|camera_info)'
     r'|depth/(image|color|camera_info)|normals/(image|color|camera_info)'
     r'|detections|detections_3d|detections/label_info|classification'
-    r'|points|obstacles|floor|scan|status)(/compressed)?'
+    r'|points|obstacles|floor|scan|status|transition_event)(/compressed)?'
 )
 _COMMON_WORDS = {'image', 'raw', 'rect', 'camera', 'compressed', 'compresseddepth', 'rgb', 'color'}
 
