@@ -28,11 +28,13 @@ from node_rig import (
 from sensor_msgs.msg import CameraInfo, Image, LaserScan, PointCloud2, RegionOfInterest
 
 from mtl_perception.bundle import ModelBundle
+from mtl_perception.datasets import PictureFolder
 from mtl_perception.frames import Intrinsics, Prediction
 from mtl_perception.msg import FloorPlane
 from mtl_perception.orientation import turn_image, turn_intrinsics, turn_normals
 from mtl_perception.perceiver import Perceiver
 from mtl_perception.ros.poses import pose_matrix, quaternion_matrix
+from mtl_perception.srv import SaveFrame
 
 pytestmark = pytest.mark.usefixtures('ros_domain')
 
@@ -80,6 +82,32 @@ def test_a_turned_camera_sees_what_an_upright_one_sees(
     u_out, v_out, _ = infos[0].k.reshape(3, 3) @ point / point[2]
     assert u_out == pytest.approx((u + 0.5) / 2 - 0.5, abs=0.1)
     assert v_out == pytest.approx((v + 0.5) / 2 - 0.5, abs=0.1)
+
+
+@pytest.mark.parametrize('degrees', [90, 180])
+def test_a_turned_cameras_frame_is_saved_upright(
+    tiny_bundle: ModelBundle, tmp_path: Path, degrees: int
+) -> None:
+    upright = textured()
+    camera = Intrinsics(WIDTH, HEIGHT, 100.0, 100.0, 60.0, 50.0)
+    mounted = turn_intrinsics(camera, -degrees)
+    info = camera_info(mounted.height, mounted.width, k=mounted.matrix.ravel().tolist())
+    with node_of(tiny_bundle, rotate=degrees, save_folder=str(tmp_path)) as rig:
+        rig.calibrate(info)
+        rig.publisher('/image', Image)
+        message = image_message(turn_image(upright, -degrees))
+        answer = rig.call_while(
+            lambda: rig.send(message), SaveFrame, 'save_frame', SaveFrame.Request(name='turned')
+        )
+    assert answer.success, answer.message
+    (frame,) = PictureFolder(tmp_path, 'turned')
+    expected = predict(tiny_bundle, upright, intrinsics=camera)
+    np.testing.assert_array_equal(frame.rgb, upright)
+    np.testing.assert_array_equal(frame.label[::2, ::2], expected.label)
+    np.testing.assert_allclose(frame.depth[::2, ::2], expected.depth, atol=1e-3)
+    cosine = np.einsum('hwc,hwc->hw', frame.normal[::2, ::2], expected.normal)
+    assert np.degrees(np.arccos(cosine.clip(-1, 1))).max() < 1.0
+    assert frame.intrinsics == camera
 
 
 @pytest.mark.parametrize('degrees', [0, 90, 180, 270])

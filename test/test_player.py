@@ -41,6 +41,7 @@ from mtl_perception.ros.sources import (
     CalibratedSource,
     FolderSource,
     SourceError,
+    camera_topic,
     open_source,
     parse_k,
     read_camera_info,
@@ -589,6 +590,21 @@ def test_one_subscribed_camera_is_enough(nodes, realsense):
     stop.set()
     thread.join(WAIT_S)
     assert results[0].pictures == len(CAMERAS) * FRAMES
+
+
+def test_a_node_is_told_where_the_pictures_of_a_recording_are(realsense, mcap, folder):
+    assert camera_topic(open_source(realsense)) == (CAMERAS[0], 'raw')
+    assert camera_topic(open_source(mcap)) == (PICTURES.removesuffix('/compressed'), 'compressed')
+    assert camera_topic(open_source(folder, transport='compressed')) == (
+        '/camera/image',
+        'compressed',
+    )
+    infra = '/camera/infra1/image_rect_raw'
+    assert camera_topic(open_source(realsense), infra, 'raw') == (infra, 'raw')
+    with pytest.raises(SourceError, match=r'no raw camera pictures: .*image \(compressed'):
+        camera_topic(open_source(mcap), transport='raw')
+    with pytest.raises(SourceError, match='no camera pictures on /x: this source has'):
+        camera_topic(open_source(mcap), '/x')
 
 
 def test_a_topic_that_matters_is_waited_for_by_name(nodes, realsense):

@@ -348,7 +348,7 @@ class Processor:
         status.precision = engine.precision
         # Before all that may fail: a saved frame is what a bug report needs then.
         if channel.save_request is not None and not _lacks(prediction, self._perceiver):
-            self._save(frame, prediction)
+            self._save(frame, upright)
         filled = channel.images.fill(perceived, frame.wanted, self._labels(), settings)
         filled += channel.scenes.fill(
             frame.header, frame.upright, upright, frame.degrees, frame.wanted, settings
@@ -417,13 +417,13 @@ class Processor:
         frame.channel.publish_status()
 
     def _save(self, frame: _Pending, prediction: Prediction) -> None:
-        """Write a frame that was asked for and answer the request."""
+        """Write a frame that was asked for, upright, and answer the request."""
         request, frame.channel.save_request = frame.channel.save_request, None
         if request is None:  # given up in the meantime
             return
         engine, bundle = self._perceiver.engine, self._perceiver.bundle
-        height, width = picture_size(frame.frame.pixels, frame.frame.encoding)
-        intrinsics = frame.frame.intrinsics
+        height, width = picture_size(frame.upright.pixels, frame.upright.encoding)
+        intrinsics = frame.upright.intrinsics
         if intrinsics is None:
             spec, size = bundle.manifest.depth, prediction.size
             focal = spec.focal_length_px * width / size[1] if spec and size else float(width)
@@ -433,6 +433,7 @@ class Processor:
             'encoding': frame.frame.encoding,
             'calibrated': prediction.depth_calibrated,
             'rectified': frame.rectified,
+            'rotate': frame.degrees,
             'bundle': bundle.name,
             'bundle_sha256': bundle.model_sha256,
             'engine': f'{engine.name} {engine.precision} on {engine.device}',
@@ -441,7 +442,7 @@ class Processor:
         things = describe_things(
             bundle, prediction, (height, width), self._settings().detection_threshold
         )
-        saved = SavedFrame(frame.frame, prediction, intrinsics, notes, things)
+        saved = SavedFrame(frame.upright, prediction, intrinsics, notes, things)
         try:
             path = save(request.folder, saved)
         except SavingError as error:

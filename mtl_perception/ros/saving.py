@@ -61,7 +61,7 @@ class SavedFrame:
     """What is written of one frame.
 
     Attributes:
-        frame: the picture, in the camera's own orientation.
+        frame: the picture, upright as the network sees it.
         prediction: of it; its maps are brought to the picture's size.
         intrinsics: of the picture; those that depth assumes where the camera is not calibrated.
         notes: what else helps to understand it: engine, bundle, stage times.
@@ -82,8 +82,8 @@ def describe_things(
 
     Args:
         bundle: that computed them.
-        prediction: in the camera's own orientation.
-        picture: (height, width) of the camera's picture, whose pixels the boxes are given in.
+        prediction: of the upright picture.
+        picture: (height, width) of that picture, whose pixels the boxes are given in.
         least_score: of a box.
     """
     if prediction.boxes is None:
@@ -123,7 +123,9 @@ def save(folder: Path, saved: SavedFrame) -> Path:
         depth = np.nan_to_num(_fit(prediction.depth, height, width), nan=0.0) * 1000
         pictures['depth'] = np.clip(np.rint(depth), 0, _LARGEST_MILLIMETRES).astype(np.uint16)
     if prediction.normal is not None:
-        normal = (_fit(prediction.normal, height, width) + 1) * 127.5
+        # Unknown is (0, 0, 0) in the file.
+        normal = np.nan_to_num(_fit(prediction.normal, height, width), nan=-1.0)
+        normal = (normal + 1) * 127.5
         pictures['normal'] = np.clip(np.rint(normal), 0, 255).astype(np.uint8)[..., ::-1]
     try:
         for kind, pixels in pictures.items():

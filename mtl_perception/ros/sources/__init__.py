@@ -15,6 +15,7 @@ from mtl_perception.ros.sources.base import (
     Source,
     SourceError,
     Topic,
+    camera_topic,
     sibling,
 )
 from mtl_perception.ros.sources.calibration import CalibratedSource, parse_k, read_camera_info
@@ -33,6 +34,7 @@ __all__ = [
     'Source',
     'SourceError',
     'Topic',
+    'camera_topic',
     'open_source',
     'parse_k',
     'read_camera_info',

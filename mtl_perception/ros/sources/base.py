@@ -93,6 +93,31 @@ def sibling(topic: str, name: str) -> str:
     return base.rsplit('/', 1)[0] + '/' + name
 
 
+def camera_topic(source: Source, image: str = '', transport: str = '') -> tuple[str, str]:
+    """Return where a node finds a source's pictures: the image topic, and 'raw' or 'compressed'.
+
+    Args:
+        source: to be played.
+        image: topic without '/compressed'; empty: that of the first camera.
+        transport: 'raw' or 'compressed'; empty: whichever comes first.
+
+    Raises:
+        SourceError: the source has no such camera pictures.
+    """
+    found = []
+    for name in source.cameras:
+        base = name.removesuffix('/compressed')
+        found.append((base, 'raw' if name == base else 'compressed'))
+    for topic, kind in found:
+        if image in ('', topic) and transport in ('', kind):
+            return topic, kind
+    wanted = ' '.join(filter(None, (transport, 'camera pictures', image and f'on {image}')))
+    raise SourceError(
+        f'there are no {wanted}: this source has '
+        + ', '.join(f'{topic} ({kind})' for topic, kind in found)
+    )
+
+
 def leave_out(found: Collection[str], chosen: Collection[str]) -> dict[str, str]:
     """Return the topics that were found but not chosen, with that reason.
 
