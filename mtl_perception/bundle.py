@@ -91,9 +91,15 @@ class DepthSpec(_Spec):
     """Range of the depth output, and the focal length (pixels at the input) it is metric for."""
 
     unit: Literal['m'] = 'm'
-    min: float = Field(ge=0)
-    max: float = Field(gt=0)
-    focal_length_px: float = Field(gt=0)
+    min: float = Field(ge=0, allow_inf_nan=False)
+    max: float = Field(gt=0, allow_inf_nan=False)
+    focal_length_px: float = Field(gt=0, allow_inf_nan=False)
+
+    @model_validator(mode='after')
+    def _ordered(self) -> DepthSpec:
+        if self.min >= self.max:
+            raise ValueError(f'depth runs from {self.min:g} to {self.max:g} m: min must be less')
+        return self
 
 
 class NormalsSpec(_Spec):
@@ -234,6 +240,10 @@ class BundleManifest(_Spec):
                 )
         return self
 
+    def as_json(self) -> str:
+        """Return the text of bundle.json."""
+        return json.dumps(self.model_dump(mode='json', exclude_none=True), indent=2) + '\n'
+
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the graph's outputs, in the contract's order."""
@@ -345,28 +355,37 @@ class ModelBundle:
             fresh.mkdir()
             shutil.copyfile(model_path, fresh / MODEL)
             manifest = manifest.model_copy(update={'files': {MODEL: _sha256(fresh / MODEL)}})
-            text = json.dumps(manifest.model_dump(mode='json', exclude_none=True), indent=2)
-            (fresh / MANIFEST).write_text(text + '\n', encoding='utf-8')
+            (fresh / MANIFEST).write_text(manifest.as_json(), encoding='utf-8')
             cls.load(fresh)
+            old = Path(scratch) / 'old'
             if target.exists():
-                target.rename(Path(scratch) / 'old')
-            fresh.rename(target)
+                target.rename(old)
+            try:
+                fresh.rename(target)
+            except OSError:
+                if old.exists():
+                    old.rename(target)
+                raise
         return cls.load(target)
 
     def state(self, metrics: Iterable[MetricsSpec]) -> ModelBundle:
         """Rewrite the manifest with these figures, in place of older ones on the same data.
 
         Raises:
-            BundleError: the folder can't be replaced.
+            BundleError: the manifest can't be written.
         """
         stated = {spec.data: spec for spec in (*self.manifest.metrics, *metrics)}
-        manifest = self.manifest.model_copy(
-            update={'metrics': tuple(stated.values()), 'files': {}}
-        )
-        with tempfile.TemporaryDirectory() as scratch:
-            model = Path(scratch) / MODEL
-            shutil.copyfile(self.model_path, model)
-            return self.write(self.path, manifest, model)
+        manifest = self.manifest.model_copy(update={'metrics': tuple(stated.values())})
+        draft = self.path / f'.{MANIFEST}.{os.getpid()}'
+        try:
+            draft.write_text(manifest.as_json(), encoding='utf-8')
+            draft.replace(self.path / MANIFEST)
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            raise BundleError(
+                f"{self.path / MANIFEST} can't be written ({error}): make the folder writable"
+            ) from error
+        return self.load(self.path)
 
 
 def ranked_classes(

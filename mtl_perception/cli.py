@@ -176,11 +176,14 @@ def evaluate(
             help='Successive frames that --compare draws together; 0: read off the frames.',
         ),
     ] = 0,
-    engine: Annotated[str, typer.Option(help='auto, openvino, onnxruntime, tensorrt.')] = 'auto',
+    engine: Annotated[
+        str, typer.Option(help='auto, openvino, onnxruntime, tensorrt or tensorrt_rtx.')
+    ] = 'auto',
     precision: Annotated[
         str, typer.Option(help='float32 makes figures comparable between machines.')
     ] = 'float32',
     threads: Annotated[int, typer.Option(min=0, help='Of the engine; 0: its own choice.')] = 0,
+    gpu_device: Annotated[int, typer.Option(min=0, help='Number of the GPU for TensorRT.')] = 0,
     image: Annotated[
         list[str] | None, typer.Option(help='Image topic; may be given several times.')
     ] = None,
@@ -232,6 +235,7 @@ def evaluate(
                 engine=engine,
                 precision=precision,
                 threads=threads,
+                gpu_device=gpu_device,
                 split=split,
                 topics=TopicChoice(
                     tuple(image or ()), camera_info, label, depth, normals, boxes, attributes
@@ -266,7 +270,12 @@ def _replay_live(path: Path, settings: Settings) -> dict[str, Any]:
     from mtl_perception.ros.live import replay_live
 
     topics = settings.topics
-    parameters: dict[str, object] = {'rotate': settings.rotate, 'rectify': settings.rectify}
+    parameters: dict[str, object] = {
+        'rotate': settings.rotate,
+        'rectify': settings.rectify,
+        'engine': settings.engine,
+        'gpu_device': settings.gpu_device,
+    }
     if topics.camera_info:
         parameters['camera_info_topic'] = topics.camera_info
     result = replay_live(

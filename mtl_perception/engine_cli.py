@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -35,7 +36,11 @@ def build(
         typer.Option(help='One that does not pass the gate gives way to the next safer.'),
     ] = 'fp16',
     size: Annotated[
-        str, typer.Option(help="HxW, several comma-separated; '' is the bundle's own.")
+        str,
+        typer.Option(
+            help="HEIGHTxWIDTH (a node's input_size is WIDTHxHEIGHT), several comma-separated; "
+            "'' is the bundle's own."
+        ),
     ] = '',
     batch: Annotated[str, typer.Option(help='Pictures per call, MIN:OPT:MAX.')] = '1:1:1',
     compute_capability: Annotated[
@@ -67,6 +72,7 @@ def build(
     """
     from mtl_perception.bundle import BundleError, ModelBundle
     from mtl_perception.engines import EngineError
+    from mtl_perception.engines._interface import check_size
     from mtl_perception.engines.builder import BuildOptions
     from mtl_perception.engines.prepare import prepare_engine, usable_gpu
     from mtl_perception.engines.tensorrt_api import load_tensorrt
@@ -85,9 +91,11 @@ def build(
         if gpu is None:
             _say(f'No GPU: {found}. The gate runs on the CPU.')
         wanted = _PRECISIONS[precision]
-        pictures = (
-            read_pictures(frames, options.sizes[0], frames_count) if wanted != 'float32' else []
-        )
+        for one in options.sizes:
+            check_size(loaded, one)
+        # Float32 is judged, too, where there is a GPU to run it on.
+        needed = wanted != 'float32' or gpu is not None
+        pictures = read_pictures(frames, options.sizes[0], frames_count) if needed else []
         with _progress(f'{loaded.name} {precision}') as report:
             prepared = prepare_engine(
                 loaded,
@@ -100,7 +108,7 @@ def build(
                 build_only=build_only,
                 report=report,
             )
-    except (BundleError, EngineError, ValueError) as error:
+    except (BundleError, EngineError, OSError, ValueError) as error:
         typer.echo(f'engine build: {error}', err=True)
         raise typer.Exit(2) from error
     for line in describe(prepared.notes):
@@ -122,10 +130,14 @@ def build(
 @app.command()
 def check(
     bundle: Annotated[str, typer.Option(help='Folder or name of the bundle.')],
+    runtime: Annotated[
+        Literal['auto', 'tensorrt', 'tensorrt_rtx'],
+        typer.Option(help='tensorrt_rtx: as with `engine: tensorrt_rtx`; else auto.'),
+    ] = 'auto',
     precision: Annotated[
         Literal['auto', 'fp32', 'fp16', 'int8'], typer.Option(help='What the node will ask for.')
     ] = 'auto',
-    size: Annotated[str, typer.Option(help="HxW; '' is the bundle's own.")] = '',
+    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH; '' is the bundle's own.")] = '',
     batch: Annotated[int, typer.Option(min=1, help='Cameras of the node.')] = 1,
     gpu_device: Annotated[int, typer.Option(min=0, help='Number of the GPU.')] = 0,
     json_path: Annotated[
@@ -165,9 +177,10 @@ def check(
             precision=_PRECISIONS.get(precision, 'auto'),
             size=wanted[0] if wanted else None,
             batch=batch,
+            runtime=runtime,
             device=gpu_device,
         )
-        engine.infer(engine.input_buffer(1, wanted[0] if wanted else loaded.input_size))
+        engine.infer(engine.input_buffer(batch, wanted[0] if wanted else loaded.input_size))
         result |= {'engine': engine.name, 'device': engine.device, 'precision': engine.precision}
         engine.close()
     except (EngineError, ValueError) as error:
@@ -245,7 +258,7 @@ def _sizes(text: str) -> tuple[tuple[int, int], ...]:
         pairs = [part.lower().split('x') for part in text.split(',') if part]
         return tuple((int(height), int(width)) for height, width in pairs)
     except ValueError:
-        raise ValueError(f'size {text!r}: expected HxW, e.g. 288x384') from None
+        raise ValueError(f'size {text!r}: expected HEIGHTxWIDTH, e.g. 288x384') from None
 
 
 def _batch(text: str) -> tuple[int, int, int]:
@@ -279,7 +292,7 @@ def _write_json(path: Path | None, content: dict[str, Any]) -> None:
 
 @contextmanager
 def _progress(title: str) -> Iterator[Callable[[str, int, int], bool]]:
-    """Show the builder's phases as bars; Ctrl-C cancels the build."""
+    """Show the builder's phases as bars; Ctrl-C cancels the build at its next step."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -291,7 +304,19 @@ def _progress(title: str) -> Iterator[Callable[[str, int, int], bool]]:
     )
     lock = threading.Lock()
     tasks: dict[str, Any] = {}
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    cancelled = threading.Event()
+
+    def stop(*_: object) -> None:
+        """Note it: TensorRT swallows what is raised in its callbacks."""
+        cancelled.set()
+        raise KeyboardInterrupt
+
+    usual = signal.signal(signal.SIGINT, stop)
+    with (
+        ExitStack() as stack,
+        Progress(*columns, console=Console(stderr=True), transient=True) as progress,
+    ):
+        stack.callback(signal.signal, signal.SIGINT, usual)
         progress.add_task(title, total=None)
 
         def report(phase: str, step: int, steps: int) -> bool:
@@ -302,6 +327,12 @@ def _progress(title: str) -> Iterator[Callable[[str, int, int], bool]]:
                     progress.remove_task(tasks.pop(phase))
                 else:
                     progress.update(tasks[phase], completed=step)
-            return True
+            return not cancelled.is_set()
 
-        yield report
+        try:
+            yield report
+        except Exception:
+            if not cancelled.is_set():
+                raise
+    if cancelled.is_set():
+        raise KeyboardInterrupt

@@ -221,8 +221,8 @@ class Parity:
 
     Attributes:
         label: share of pixels with the same label.
-        depth: median relative difference of depth.
-        normal_deg: median angle between normals in degrees.
+        depth: median relative difference of depth; infinite where one is no number.
+        normal_deg: median angle between normals in degrees; infinite where one is no number.
         boxes: share of the sure boxes that come out within half a pixel, with the same label.
         class_scores: largest difference of a class's score.
     """
@@ -244,20 +244,29 @@ def parity_pictures(frames: Frames, size: Size) -> np.ndarray:
     return images
 
 
-def measure_parity(
-    network: MultiTaskNetwork, model: Path, images: np.ndarray, temperature: float = 1.0
-) -> Parity:
-    """Compare torch and ONNX Runtime on uint8 pictures [N, H, W, 3]."""
+def torch_outputs(network: MultiTaskNetwork, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Return what the robot's outputs are in torch, of uint8 pictures [N, H, W, 3]."""
+    deployed = DeployedNetwork(network).eval()
+    with torch.inference_mode():
+        outputs = [tensor.numpy() for tensor in deployed(torch.from_numpy(images))]
+    return dict(zip(deployed.names, outputs, strict=True))
+
+
+def measure_parity(reference: dict[str, np.ndarray], model: Path, images: np.ndarray) -> Parity:
+    """Compare a graph in ONNX Runtime with torch.
+
+    Args:
+        reference: `torch_outputs` of the network as it was trained.
+        model: the ONNX file.
+        images: uint8 [N, H, W, 3].
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(model), options, providers=['CPUExecutionProvider'])
-    deployed = DeployedNetwork(network, temperature).eval()
-    with torch.inference_mode():
-        expected = [tensor.numpy() for tensor in deployed(torch.from_numpy(images))]
-    reference = dict(zip(deployed.names, expected, strict=True))
-    found = dict(zip(deployed.names, session.run(deployed.names, {'image': images}), strict=True))
+    names = list(reference)
+    found = dict(zip(names, session.run(names, {'image': images}), strict=True))
     return compare_outputs(reference, found)
 
 
@@ -268,9 +277,11 @@ def compare_outputs(reference: dict[str, np.ndarray], found: dict[str, np.ndarra
         label = float((reference['label'] == found['label']).mean())
     if 'depth' in reference:
         depth = float(np.median(np.abs(found['depth'] / reference['depth'] - 1)))
+        depth = depth if np.isfinite(found['depth']).all() else np.inf
     if 'normal' in reference:
         cosine = np.einsum('...c,...c->...', reference['normal'], found['normal'])
         angle = float(np.degrees(np.median(np.arccos(np.clip(cosine, -1, 1)))))
+        angle = angle if np.isfinite(found['normal']).all() else np.inf
     if 'boxes' in reference:
         boxes = _agreeing_boxes(reference, found)
     if 'class_scores' in reference:
@@ -327,16 +338,18 @@ def export_bundle(
             'give a classes file with one entry per class'
         )
     data = open_data(config)
+    images = parity_pictures(data.held_out, size)
+    reference = torch_outputs(network, images)
+    # From here on the weights are those that the bundle stores.
     with_half_weights(network)
     calibration = None
     if calibrated and 'segmentation' in config.tasks:
         calibration = calibrate(network, data.held_out)
     temperature = calibration.temperature if calibration else 1.0
-    images = parity_pictures(data.held_out, size)
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / 'model.onnx'
         resizable = export_graph(network, model, size, temperature)
-        parity = measure_parity(network, model, images, temperature)
+        parity = measure_parity(reference, model, images)
         refuse_disagreement(parity)
         manifest = BundleManifest(
             name=name or target.name,

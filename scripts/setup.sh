@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Makes the virtual environment: `scripts/setup.sh runtime` (the node, no torch) or
-# `scripts/setup.sh full` (runtime, workshop and tests). Does nothing when it is up to date.
+# Makes the virtual environment: `scripts/setup.sh runtime` (the node, no torch), `gpu` (the same
+# with a TensorRT, where the system's Python has none) or `full` (runtime, TensorRT-RTX, workshop
+# and tests). Does nothing when it is up to date.
 set -euo pipefail
 
 level=${1:-runtime}
 root=$(cd "$(dirname "$0")/.." && pwd)
 venv=${VENV:-$root/.venv}
-case $level in runtime | full) ;; *)
-    echo "setup: unknown level '$level': use 'runtime' or 'full'" >&2
+case $level in runtime | gpu | full) ;; *)
+    echo "setup: unknown level '$level': use 'runtime', 'gpu' or 'full'" >&2
     exit 2 ;;
 esac
 
@@ -20,12 +21,17 @@ if [[ -n ${ROS_DISTRO:-} && -n ${AMENT_PREFIX_PATH:-} && $AMENT_PREFIX_PATH != "
     sourced_ros=$ROS_DISTRO
 fi
 
+install() { # with pip, whose remarks on its own settings say nothing about the project
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@" 2> >(grep -v 'is ignored: it is neither' >&2)
+}
+
 version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
 
 find_python() {
     local candidates=(python3 python3.11 python3.12) wanted='3.11 3.12'
     if [[ -n $sourced_ros ]]; then # its packages are compiled for the system's own Python
         candidates=(/usr/bin/python3 python3) wanted='3.10 3.11 3.12'
+        [[ $level == full ]] && wanted='3.11 3.12' # what the workshop needs
     fi
     [[ -n ${PYTHON:-} ]] && candidates=("$PYTHON")
     local candidate version
@@ -107,10 +113,15 @@ if [[ $(cat "$stamp" 2>/dev/null) != "$fingerprint" ]]; then
         "$python" -m venv ${sourced_ros:+--system-site-packages} "$venv"
     fi
     say "Installing ${files[*]} (the first time takes some minutes)"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "${arguments[@]}" 2> >(grep -v 'is ignored: it is neither' >&2) ||
+    install "${arguments[@]}" ||
         fail "pip could not install requirements/{$(IFS=,; echo "${files[*]}")}.txt: see its message above; with no network, point pip at a mirror and run again"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+    install --no-deps --no-build-isolation \
         --config-settings editable_mode=compat -e "$root" || fail 'the package itself could not be installed: see above'
+    # A Jetson's TensorRT comes with JetPack, and with it goes its own CUDA's cuda-python.
+    if [[ $level == gpu ]] && ! "$venv/bin/python" -c 'import tensorrt' 2>/dev/null; then
+        install -r "$root/requirements/tensorrt.txt" ||
+            fail 'pip could not install requirements/tensorrt.txt: see its message above, and docs/tensorrt.md for what your machine needs'
+    fi
     echo "$fingerprint" >"$stamp"
 fi
 

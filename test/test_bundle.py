@@ -20,6 +20,7 @@ from mtl_perception.bundle import (
     AttributeSpec,
     BundleError,
     BundleManifest,
+    DepthSpec,
     MetricsSpec,
     ModelBundle,
     nyu13_classes,
@@ -266,6 +267,7 @@ def test_newer_figures_replace_those_on_the_same_data(
     def figures(data: str, miou: float) -> MetricsSpec:
         return MetricsSpec(data=data, frames=3, command='c', figures={'miou': miou})
 
+    (own.path / 'README.md').write_text('the card')
     own = own.state([figures('a/test', 0.1), figures('b/test', 0.2)])
     own = own.state([figures('a/test', 0.3)])
     stated = {spec.data: spec.figures['miou'] for spec in own.manifest.metrics}
@@ -273,3 +275,28 @@ def test_newer_figures_replace_those_on_the_same_data(
     assert stated['b/test'] == 0.2
     assert own.model_sha256 == tiny_bundle.model_sha256
     assert ModelBundle.load(own.path).manifest == own.manifest
+    names = {'README.md', 'bundle.json', 'model.onnx'}
+    assert {path.name for path in own.path.iterdir()} == names
+
+
+def test_a_bundle_that_cannot_be_replaced_stays(
+    tiny_bundle: ModelBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = ModelBundle.write(tmp_path / 'own', tiny_bundle.manifest, tiny_bundle.model_path)
+    rename = Path.rename
+
+    def fail(path: Path, target: Path) -> Path:
+        if path.name == 'new':
+            raise PermissionError('no')
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, 'rename', fail)
+    with pytest.raises(PermissionError):
+        ModelBundle.write(own.path, tiny_bundle.manifest, tiny_bundle.model_path)
+    assert ModelBundle.load(own.path).manifest == own.manifest
+
+
+@pytest.mark.parametrize(('least', 'most'), [(10.0, 0.1), (0.1, float('inf')), (1.0, 1.0)])
+def test_a_range_of_depth_is_one(least: float, most: float) -> None:
+    with pytest.raises(ValidationError):
+        DepthSpec(min=least, max=most, focal_length_px=300.0)

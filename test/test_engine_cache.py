@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
+from mtl_perception.engines import EngineError
 from mtl_perception.engines.cache import (
     KEPT_PER_BUNDLE,
     CachedEngine,
@@ -67,7 +70,7 @@ def test_a_hit_gives_the_engine_back_without_building(tmp_path: Path) -> None:
         ('precision', 'int8', 'precision was float16, is int8'),
         ('sizes', ((288, 512),), 'sizes was'),
         ('batch', (1, 1, 4), r'batch was \[1, 1, 1\], is \[1, 1, 4\]'),
-        ('flags', (('workspace_mib', '64'),), 'flags was'),
+        ('flags', (('workspace_mib', '64'),), 'workspace_mib was None, is 64'),
     ],
 )
 def test_every_part_of_the_key_counts(
@@ -226,6 +229,30 @@ def test_a_folder_that_cannot_exist_still_gives_engines(tmp_path: Path) -> None:
     assert made.blob == b'new' and path is None
 
 
+def test_an_engine_that_cannot_be_written_still_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr('mtl_perception.engines.cache.write_file', full)
+
+    made, path, origin = EngineCache(tmp_path).build(key(), lambda: CachedEngine(b'new', {}))
+
+    assert made.blob == b'new' and path is None and 'No space left' in origin
+
+
+def test_another_builder_is_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr('mtl_perception.engines.cache.LOCK_TIMEOUT_S', 0.05)
+    with (
+        FileLock(tmp_path / f'{key().file_name}.lock'),
+        pytest.raises(EngineError, match='another process has been building'),
+    ):
+        EngineCache(tmp_path).build(key(), lambda: pytest.fail('it was built'))
+
+
 def test_engines_that_cannot_be_hit_again_are_removed(tmp_path: Path) -> None:
     cache = EngineCache(tmp_path)
     outdated = [put(cache, model_sha256='b' * 64), put(cache, model_sha256='c' * 64)]
@@ -233,10 +260,11 @@ def test_engines_that_cannot_be_hit_again_are_removed(tmp_path: Path) -> None:
     other = put(cache, bundle='other', model_sha256='b' * 64)
     rtx = put(cache, runtime='tensorrt_rtx', runtime_version='1.7')
     old = put(cache, runtime_version='10.3.0')
+    elsewhere = put(cache, runtime_version='10.3.0', device='another GPU')
 
     new = put(cache)
 
-    assert new.exists() and rtx.exists() and other.exists()
+    assert new.exists() and rtx.exists() and other.exists() and elsewhere.exists()
     assert not outdated[1].exists() and not old.exists()
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from rich.progress import Progress
 from tiny_graph import SIZE
 from typer.testing import CliRunner
 
@@ -71,9 +73,10 @@ def test_a_build_is_kept_and_checked(
 @pytest.mark.parametrize(
     ('options', 'sentence'),
     [
-        (('--size', '48'), "size '48': expected HxW"),
+        (('--size', '48'), "size '48': expected HEIGHTxWIDTH"),
         (('--batch', '1-4'), "batch '1-4': expected MIN:OPT:MAX"),
         (('--batch', '4:1:1'), 'expected MIN:OPT:MAX'),
+        (('--size', '33x33'), 'expected multiples of 32'),
         (('--frames', '/nowhere'), '/nowhere does not exist'),
         (('--bundle', 'nobody'), "there is no bundle 'nobody'"),
         (('--compute-capability', '3.5', '--precision', 'fp32'), 'does not build for 3.5'),
@@ -88,3 +91,26 @@ def test_wrong_arguments_end_with_2_and_a_sentence(
 
     assert code == 2
     assert f'engine build: {sentence}' in ' '.join(output.split()) or sentence in output
+
+
+def test_ctrl_c_ends_a_build(
+    tiny_bundle: ModelBundle, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = signal.getsignal(signal.SIGINT)
+
+    class Interrupting(Progress):
+        """Gets the user's Ctrl-C in the middle of TensorRT's callbacks."""
+
+        def update(self, *arguments: object, **options: object) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr('rich.progress.Progress', Interrupting)
+
+    code, output = call(
+        *('build', '--bundle', tiny_bundle.path, '--frames', folder, '--precision', 'fp32'),
+        *('--runtime', 'tensorrt_rtx', '--compute-capability', '8.6'),
+    )
+
+    assert code == 130, output
+    assert not list((folder.parent / 'cache').glob('*.engine'))
+    assert signal.getsignal(signal.SIGINT) is usual

@@ -35,6 +35,7 @@ from typer.testing import CliRunner
 from mtl_perception.bundle import ModelBundle
 from mtl_perception.cli import app
 from mtl_perception.encodings import to_rgb
+from mtl_perception.engines.onnxruntime import OnnxRuntimeEngine
 from mtl_perception.evaluation.fleet import (
     Job,
     Outcome,
@@ -188,6 +189,15 @@ def test_two_runs_give_the_same_bytes_apart_from_times(
 def test_json_goes_to_stdout_alone(run: Callable[..., Any], tmp_path: Path) -> None:
     result = run(write_bag(tmp_path / 'bag'), '--json', '-')
     assert json.loads(result.stdout)['frames'] == 5
+
+
+def test_figures_of_two_engines_are_refused(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OnnxRuntimeEngine, 'remark', 'the GPU failed; onnxruntime runs')
+    result = run(write_bag(tmp_path / 'bag'), '--engine', 'onnxruntime')
+    assert result.exit_code == 2
+    assert 'the engine changed while' in result.output and 'the GPU failed' in result.output
 
 
 def test_a_perfect_prediction_has_perfect_figures(tiny_bundle: ModelBundle) -> None:

@@ -147,15 +147,40 @@ def test_parity_is_measured_at_the_exported_size(
 ) -> None:
     seen = []
 
-    def watched(network: object, model: Path, images: np.ndarray, temperature: float) -> Parity:
+    def watched(reference: dict, model: Path, images: np.ndarray) -> Parity:
         seen.append(images.shape)
-        return measure_parity(network, model, images, temperature)
+        return measure_parity(reference, model, images)
 
     monkeypatch.setattr(export, 'measure_parity', watched)
     # After thirty steps, rounding decides too much in pictures of a size never trained on.
     monkeypatch.setattr(export, 'refuse_disagreement', lambda parity: None)
     made = export_bundle(run / 'last.json', tmp_path / 'bundle', size=size)
     assert made.input_size == size and seen == [(2, *size, 3)]
+
+
+def test_parity_is_with_the_weights_as_they_were_trained(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoilt(network: torch.nn.Module) -> torch.nn.Module:
+        for parameter in network.parameters():
+            parameter.data = (parameter.data * 4).round() / 4
+        return network
+
+    monkeypatch.setattr(export, 'with_half_weights', spoilt)
+    with pytest.raises(ExportError, match='does not survive float16 weights'):
+        export_bundle(run / 'last.json', tmp_path / 'bundle', size=SIZE)
+
+
+@pytest.mark.parametrize(('name', 'figure'), [('depth', 'depth'), ('normal', 'normal_deg')])
+def test_one_value_that_is_no_number_is_a_disagreement(name: str, figure: str) -> None:
+    reference = {
+        'depth': np.full((1, 2, 2), 2.0),
+        'normal': np.full((1, 2, 2, 3), (0, 0, -1.0)),
+    }
+    found = {key: array.copy() for key, array in reference.items()}
+    assert getattr(compare_outputs(reference, found), figure) == 0
+    found[name][0, 0, 0] = np.nan
+    assert getattr(compare_outputs(reference, found), figure) == np.inf
 
 
 def test_parity_takes_pictures_of_several_sizes() -> None:

@@ -60,6 +60,12 @@ def relabel(outputs: dict[str, np.ndarray]) -> None:
     outputs['box_labels'][:, 0] ^= 1
 
 
+def invent(outputs: dict[str, np.ndarray]) -> None:
+    outputs['boxes'][:, -1] = (1, 1, 9, 9)
+    outputs['box_labels'][:, -1] = 0
+    outputs['box_scores'][:, -1] = 0.95
+
+
 def doubt(outputs: dict[str, np.ndarray]) -> None:
     outputs['class_scores'] *= 0.8
 
@@ -72,6 +78,7 @@ def doubt(outputs: dict[str, np.ndarray]) -> None:
         (shift, ('boxes',)),
         (lose, ('boxes',)),
         (relabel, ('boxes',)),
+        (invent, ('boxes',)),
         (doubt, ('class_scores',)),
     ],
 )
@@ -89,6 +96,15 @@ def test_the_gate_sees_what_became_of_boxes_and_classes(
 
     assert report.failed_heads == failed
     assert {finding.head for finding in report.findings} == {'boxes', 'class_scores'}
+
+
+def test_frames_that_show_nothing_prove_nothing() -> None:
+    run = onnx_runner(things_model(('detection',)))
+    empty = [np.full((*SIZE, 3), 20, np.uint8)]
+
+    report = compare(run, run, empty, precision='float16', method='test', num_classes=0)
+
+    assert not report.passed and 'give others with --frames' in report.failure
 
 
 def test_half_precision_keeps_boxes_and_classes() -> None:

@@ -27,6 +27,7 @@ from mtl_training.networks import (  # noqa: E402
     count_parameters,
     network_costs,
 )
+from mtl_training.networks.backbones import options_for  # noqa: E402
 from mtl_training.networks.multitask import safe_normalise  # noqa: E402
 
 # One small network per way in which timm gives features: cut in stages, with [N,H,W,C] maps, with
@@ -51,6 +52,12 @@ def learn_once(network: MultiTaskNetwork, images: torch.Tensor) -> dict[str, tor
     loss = loss + outputs['depth'].log().square().mean() + outputs['normals'][:, 1].mean()
     loss.backward()
     return outputs
+
+
+@pytest.mark.parametrize('name', ['resnet50.a1_in1k', 'vit_tiny_patch16_224', 'pvt_v2_b0'])
+def test_a_network_of_the_hub_is_built_as_timms_own(name: str) -> None:
+    assert options_for(f'hf-hub:timm/{name}') == options_for(name)
+    assert options_for('hf-hub:timm/resnet50.a1_in1k') == {'output_stride': 8}
 
 
 @pytest.mark.parametrize(

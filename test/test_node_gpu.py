@@ -105,5 +105,6 @@ def test_three_gpu_errors_in_a_row_hand_over_to_the_cpu(
     assert (status.engine, status.device) == ('onnxruntime', 'CPU')
     np.testing.assert_allclose(depth, predict(tiny_bundle, textured()).depth, rtol=1e-6)
     finding = rig.diagnosis('perception: engine', having='3 GPU errors in a row')
-    assert finding.level == DiagnosticStatus.WARN
+    assert finding.level == DiagnosticStatus.WARN and 'on onnxruntime' in finding.message
+    assert 'onnxruntime' in {entry.value for entry in finding.values}
     assert status.published == 2 and rig.dropped() == {}

@@ -192,6 +192,8 @@ def test_float16_passes_the_gate() -> None:
     assert rewritten.reports[-1].passed and rewritten.reports[-1].frames == 2
     assert [finding.head for finding in rewritten.reports[-1].findings] == [
         'label',
+        'confidence',
+        'depth',
         'depth',
         'normal',
     ]
@@ -260,6 +262,7 @@ def outputs(**changes: np.ndarray) -> dict[str, np.ndarray]:
     base = {
         'label': np.zeros((1, 4, 5), np.uint8),
         'depth': np.full((1, 4, 5), 2, np.float32),
+        'confidence': np.full((1, 4, 5), 240, np.uint8),
         'normal': np.full((1, 4, 5, 3), (0, 0, -1), np.float32),
     }
     return {**base, **changes}
@@ -278,6 +281,9 @@ def tilted(degrees: float) -> np.ndarray:
         ({'depth': np.full((1, 4, 5), 2.03, np.float32)}, ('depth',)),
         ({'depth': np.full((1, 4, 5), 2.01, np.float32)}, ()),
         ({'depth': np.full((1, 4, 5), np.nan, np.float32)}, ('depth',)),
+        ({'depth': np.where(np.arange(20).reshape(1, 4, 5) < 3, np.inf, 2.0)}, ('depth',)),
+        ({'confidence': np.full((1, 4, 5), 60, np.uint8)}, ('confidence',)),
+        ({'confidence': np.full((1, 4, 5), 238, np.uint8)}, ()),
         ({'normal': tilted(1.2)}, ('normal',)),
         ({'normal': tilted(0.8)}, ()),
         ({'normal': np.full((1, 4, 5, 3), np.nan, np.float32)}, ('normal',)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,10 +27,15 @@ from mtl_perception.engines import EngineError, open_engine
 from mtl_perception.engines.builder import BuildOptions, build_engine
 from mtl_perception.engines.cache import EngineCache
 from mtl_perception.engines.cuda import Cuda
-from mtl_perception.engines.gate import Limits
+from mtl_perception.engines.gate import Finding, GateReport, Limits
 from mtl_perception.engines.precision import load_graph, to_half
 from mtl_perception.engines.prepare import prepare_engine, rewrite
-from mtl_perception.engines.tensorrt_api import RUNTIMES, TensorRt, load_tensorrt
+from mtl_perception.engines.tensorrt_api import (
+    RUNTIMES,
+    TensorRt,
+    load_tensorrt,
+    target_capabilities,
+)
 
 tensorrt_rtx = pytest.importorskip(
     'tensorrt_rtx',
@@ -192,6 +198,7 @@ def test_a_build_can_be_cancelled(api: TensorRt) -> None:
     [
         ({'batch': (2, 1, 4)}, 'expected MIN:OPT:MAX'),
         ({'batch': (0, 1, 1)}, 'expected MIN:OPT:MAX'),
+        ({'batch': (4, 4, 4)}, 'with MIN 1'),
         ({'sizes': ()}, 'no picture size'),
         ({'workspace_mib': 0}, 'expected 1 or more'),
     ],
@@ -226,6 +233,81 @@ def test_a_prepared_engine_is_gated_built_once_and_found_again(
     assert first.origin.startswith('built: no engine of tiny')
     assert second.path == first.path and second.origin.startswith('found in')
     assert second.notes == first.notes
+
+
+def test_what_else_decides_an_engine_belongs_to_its_key(
+    api: TensorRt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = bundle_of(normalising_model(), tmp_path)
+    cache = EngineCache(tmp_path / 'cache')
+    options = BuildOptions((SIZE,), capabilities=('8.6',))
+
+    def origin(**changes: object) -> str:
+        arguments: dict = {'pictures': pictures(), **changes}
+        return prepare_engine(bundle, api, options, 'float16', cache=cache, **arguments).origin
+
+    assert origin().startswith('built')
+    assert origin().startswith('found')
+    assert re.match('built: .*frames was ', origin(pictures=pictures(3)))
+    assert re.match('built: .*limits was ', origin(limits=Limits(label_agreement=0.9)))
+    monkeypatch.setattr('mtl_perception.engines.prepare.REWRITING', -1)
+    assert re.match('built: .*rewriting was ', origin())
+
+
+def test_an_engine_that_is_wrong_in_float32_is_refused(
+    api: TensorRt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = Cuda(FakeDriver())
+    wrong = GateReport('float32', 'a GPU', 1, (Finding('depth', 'difference', 1.0, 0.1, False),))
+    monkeypatch.setattr('mtl_perception.engines.prepare._gate_on_gpu', lambda *_: wrong)
+
+    with pytest.raises(EngineError, match=r'wrongly on Imaginary GPU .* even in float32 .depth'):
+        prepare_engine(
+            bundle_of(normalising_model(), tmp_path),
+            api,
+            BuildOptions((SIZE,), capabilities=('8.6',)),
+            'float32',
+            pictures(),
+            cache=EngineCache(tmp_path / 'cache'),
+            gpu=cuda.find_gpu(),
+            cuda=cuda,
+        )
+    assert not list((tmp_path / 'cache').glob('*.engine'))
+
+
+def test_sizes_are_checked_before_anything_is_built(
+    api: TensorRt, tiny_bundle: ModelBundle, tmp_path: Path
+) -> None:
+    with pytest.raises(EngineError, match=r'network size 33x33 .* expected multiples of 32'):
+        prepare_engine(
+            tiny_bundle,
+            api,
+            BuildOptions((SIZE, (33, 33))),
+            'float16',
+            pictures(),
+            cache=EngineCache(tmp_path),
+            report=lambda *_: pytest.fail('a build has begun'),
+        )
+
+
+def test_float32_is_not_rounded_and_the_gpu_at_hand_is_the_target(
+    api: TensorRt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple] = []
+
+    def note(api: TensorRt, config: object, capabilities: tuple, *, on_gpu: bool) -> None:
+        asked.append((config.get_flag(tensorrt_rtx.BuilderFlag.TF32), capabilities, on_gpu))
+        target_capabilities(api, config, ('8.6',), on_gpu=False)
+
+    monkeypatch.setattr('mtl_perception.engines.builder.target_capabilities', note)
+    build_engine(api, tiny_model(), BuildOptions((SIZE,)), on_gpu=True)
+    assert asked == [(False, (), True)]
+
+    targets: list[tuple] = []
+    config = SimpleNamespace(set_compute_capability=lambda *target: targets.append(target))
+    target_capabilities(api, config, (), on_gpu=True)
+    assert targets == [(tensorrt_rtx.ComputeCapability.CURRENT, 0)]
+    assert config.num_compute_capabilities == 1
 
 
 def test_a_precision_that_fails_the_gate_gives_way(api: TensorRt, tmp_path: Path) -> None:
@@ -321,6 +403,9 @@ def test_a_tensorrt_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, 'tensorrt', SimpleNamespace(__version__='8.6.2'))
 
     with pytest.raises(EngineError, match=r'tensorrt is 8\.6\.2, 10 or newer is needed.*JetPack'):
+        load_tensorrt('tensorrt')
+    monkeypatch.setitem(sys.modules, 'tensorrt', SimpleNamespace())
+    with pytest.raises(EngineError, match='what is imported as tensorrt is no TensorRT'):
         load_tensorrt('tensorrt')
     assert load_tensorrt('auto').name == 'tensorrt_rtx'
 

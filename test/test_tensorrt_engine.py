@@ -7,6 +7,7 @@ can't prove: that a real GPU does the same; docs/tensorrt.md lists that.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,13 @@ from tiny_graph import SIZE
 
 from mtl_perception.bundle import ModelBundle
 from mtl_perception.engines import EngineError, open_engine
-from mtl_perception.engines.cache import CachedEngine, EngineCache, EngineKey
+from mtl_perception.engines.cache import (
+    DEFAULT_TARGET,
+    REWRITING,
+    CachedEngine,
+    EngineCache,
+    EngineKey,
+)
 from mtl_perception.engines.cuda import Cuda, CudaError, GpuUnavailableError, OutOfMemoryError
 from mtl_perception.engines.guarded import GuardedEngine
 from mtl_perception.engines.prepared import open_prepared
@@ -291,6 +298,7 @@ def key_for(bundle: ModelBundle, **changes: object) -> EngineKey:
         'precision': 'float16',
         'sizes': (SIZE,),
         'batch': (1, 1, 2),
+        'flags': (('rewriting', str(REWRITING)),),
     }
     return EngineKey(**{**parts, **changes})
 
@@ -338,12 +346,17 @@ def test_portable_engines_serve_their_gpus(
     ('changes', 'options', 'reason'),
     [
         ({'model_sha256': '0' * 64}, {}, r'built from another model\.onnx'),
-        ({'runtime_version': '10.3.0'}, {}, r'built by tensorrt 10\.3\.0, 10\.9\.0 is here'),
+        (
+            {'runtime_version': '10.3.0'},
+            {},
+            r'built by tensorrt 10\.3\.0, tensorrt 10\.9\.0 is here',
+        ),
         ({'device': 'Other GPU (compute capability 8.6)'}, {}, 'was built on Other GPU'),
         ({'device': 'compute capability 8.9, 12.0'}, {}, r'this GPU has 8\.6'),
         ({}, {'precision': 'int8'}, 'is float16, int8 was asked for'),
         ({}, {'size': (64, 64)}, 'is not for pictures of 64x64'),
-        ({}, {'batch': 4}, 'is for batches of 1 to 2'),
+        ({}, {'batch': 4}, 'is for batches of up to 2'),
+        ({'flags': (('rewriting', '1'),)}, {}, 'was built by another version of this package'),
     ],
 )
 def test_an_engine_that_does_not_fit_is_refused_with_reason_and_fix(
@@ -369,6 +382,123 @@ def test_an_empty_cache_names_the_command(
 ) -> None:
     with pytest.raises(EngineError, match=r'no TensorRT engine of tiny is in .*engine build'):
         open_from(tmp_path, tiny_bundle, driver)
+
+
+def test_the_command_builds_what_was_asked_for(tiny_bundle: ModelBundle, tmp_path: Path) -> None:
+    driver = FakeDriver(count=2)
+    api, _ = fake_tensorrt(driver, tiny_bundle.model_path, name='tensorrt_rtx')
+
+    with pytest.raises(EngineError, match='engine build') as refusal:
+        open_prepared(
+            tiny_bundle,
+            lambda: open_engine(tiny_bundle, 'onnxruntime'),
+            precision='float32',
+            batch=3,
+            device=1,
+            cache=EngineCache(tmp_path),
+            cuda=Cuda(driver),
+            api=api,
+        )
+
+    command = re.search('`mtl-perception engine (build .*)`', str(refusal.value))[1]
+    height, width = SIZE
+    assert command.endswith(
+        f'--size {height}x{width} --batch 1:3:3 --precision fp32 --runtime tensorrt_rtx '
+        '--gpu-device 1'
+    )
+
+
+def test_a_precision_that_no_engine_has_is_refused_as_such(
+    tiny_bundle: ModelBundle, tmp_path: Path, driver: FakeDriver
+) -> None:
+    with pytest.raises(EngineError, match='compute in float32, float16, int8, bfloat16 was asked'):
+        open_from(tmp_path, tiny_bundle, driver, precision='bfloat16')
+
+
+def test_an_engine_that_does_not_load_makes_room_for_the_next(
+    tiny_bundle: ModelBundle, tmp_path: Path, driver: FakeDriver
+) -> None:
+    keep(tmp_path, key_for(tiny_bundle, precision='int8'), 'int8')
+    good = {'precision': 'float16'}
+    EngineCache(tmp_path).build(key_for(tiny_bundle), lambda: CachedEngine(b'wrong', good))
+    api, _ = fake_tensorrt(driver, tiny_bundle.model_path)
+    load = api.module.Runtime.deserialize_cuda_engine
+    api.module.Runtime.deserialize_cuda_engine = lambda runtime, blob: (
+        None if blob == b'wrong' else load(runtime, blob)
+    )
+
+    engine = open_prepared(
+        tiny_bundle,
+        lambda: open_engine(tiny_bundle, 'onnxruntime'),
+        cache=EngineCache(tmp_path),
+        cuda=Cuda(driver),
+        api=api,
+    )
+
+    assert engine.precision == 'int8' and not engine.remark
+
+
+def test_what_the_gpu_lacks_from_the_start_is_refused(
+    tiny_bundle: ModelBundle, tmp_path: Path, driver: FakeDriver
+) -> None:
+    keep(tmp_path, key_for(tiny_bundle))
+    driver.fail['cuMemAlloc'] = 'CUDA_ERROR_OUT_OF_MEMORY'
+
+    with pytest.raises(OutOfMemoryError, match='MiB more are needed'):
+        open_from(tmp_path, tiny_bundle, driver)
+    assert not driver.allocated and driver.contexts == 0 and driver.resets == 0
+
+
+def test_a_lack_of_memory_hands_over_at_once(tiny_bundle: ModelBundle, open_gpu, driver) -> None:
+    engine, generations = guarded(tiny_bundle, open_gpu)
+    engine.infer(picture())
+    driver.fail['cuMemAlloc'] = 'CUDA_ERROR_OUT_OF_MEMORY'
+
+    engine.infer(picture(batch=2))
+
+    assert engine.name == 'onnxruntime' and engine.errors == len(generations) == 1
+    assert 'MiB more are needed' in engine.remark
+
+
+@pytest.mark.parametrize('follow', [True, False])
+def test_pictures_of_another_size_may_hand_over_to_the_cpu(
+    tiny_bundle: ModelBundle, tmp_path: Path, driver: FakeDriver, follow: bool
+) -> None:
+    keep(tmp_path, key_for(tiny_bundle))
+    engine = open_from(tmp_path, tiny_bundle, driver, follow_sizes=follow)
+    other = np.zeros((1, SIZE[0] + 32 - SIZE[0] % 32, 96, 3), np.uint8)
+    assert tiny_bundle.manifest.input.resizable
+
+    if follow:
+        assert engine.infer(other)['label'].shape == other.shape[:3]
+        assert engine.name == 'onnxruntime' and 'was asked for: build it' in engine.remark
+    else:
+        with pytest.raises(EngineError, match=r'the engine was built for .* was asked for'):
+            engine.infer(other)
+        assert engine.name == 'tensorrt' and not engine.remark
+
+
+def test_a_release_that_fails_does_not_prevent_the_reset(open_gpu, driver) -> None:
+    engine, _ = open_gpu()
+    engine.infer(picture())
+    driver.fail['cuGraphLaunch'] = 'CUDA_ERROR_ILLEGAL_ADDRESS'
+    with pytest.raises(CudaError):
+        engine.infer(picture())
+    driver.fail['cuDevicePrimaryCtxRelease'] = 'CUDA_ERROR_ILLEGAL_ADDRESS'
+
+    engine.close()
+
+    assert driver.resets == 1
+
+
+def test_a_context_that_is_not_made_for_want_of_memory_is_told_so(open_gpu, driver) -> None:
+    engine, engines = open_gpu(out_of_memory=True)
+    engines[-1].device_memory_size_v2 = 1 << 20
+
+    with pytest.raises(EngineError, match='makes no execution context') as refusal:
+        engine.infer(picture())
+
+    assert not isinstance(refusal.value, OutOfMemoryError)
 
 
 def open_rtx(cache: Path, bundle: ModelBundle, driver: FakeDriver) -> GuardedEngine:
@@ -501,19 +631,24 @@ def test_the_gpu_can_be_chosen(tiny_bundle: ModelBundle, tmp_path: Path) -> None
             open_from(tmp_path, tiny_bundle, driver, device=wrong)
 
 
+@pytest.mark.parametrize('target', ['compute capability ampere+', DEFAULT_TARGET])
 @pytest.mark.parametrize(
     ('capability', 'fits'), [((7, 5), False), ((8, 0), True), ((12, 0), True)]
 )
 def test_engines_for_ampere_and_newer_know_their_gpus(
-    tiny_bundle: ModelBundle, tmp_path: Path, capability: tuple[int, int], fits: bool
+    tiny_bundle: ModelBundle,
+    tmp_path: Path,
+    capability: tuple[int, int],
+    fits: bool,
+    target: str,
 ) -> None:
-    keep(tmp_path, key_for(tiny_bundle, device='compute capability ampere+'))
+    keep(tmp_path, key_for(tiny_bundle, device=target))
     driver = FakeDriver(capability=capability)
 
     if fits:
         assert open_from(tmp_path, tiny_bundle, driver).name == 'tensorrt'
     else:
-        with pytest.raises(EngineError, match=r'is for compute capability ampere\+'):
+        with pytest.raises(EngineError, match=f'is for {re.escape(target)}, this GPU has 7.5'):
             open_from(tmp_path, tiny_bundle, driver)
 
 

@@ -125,14 +125,15 @@ def open_engine(
         try:
             opened: Engine = open_prepared(
                 bundle,
-                lambda: open_cpu(_choose(), 'auto'),
+                # What is to be comparable between machines stays so.
+                lambda: open_cpu(_choose(), 'float32' if precision == 'float32' else 'auto'),
                 precision=precision,
                 size=size,
                 batch=batch,
                 runtime='tensorrt_rtx' if engine == 'tensorrt_rtx' else 'auto',
                 device=gpu_device,
+                follow_sizes=engine == 'auto',
             )
-            opened.input_buffer(1, size)
         except EngineError as error:
             if engine != 'auto':
                 raise EngineError(f'TensorRT was asked for, but {error}') from error

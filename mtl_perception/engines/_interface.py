@@ -26,6 +26,10 @@ class EngineError(RuntimeError):
     """A runtime that is missing, refuses the graph, or failed."""
 
 
+class UnpreparedSizeError(EngineError):
+    """The engine was built ahead of time, and not for pictures of this size or number."""
+
+
 class Plans(Generic[Plan]):
     """Keep what a runtime prepared for each shape, the longest unused one is dropped."""
 

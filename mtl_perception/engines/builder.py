@@ -27,7 +27,8 @@ class BuildOptions:
     Attributes:
         sizes: (height, width) of the network's pictures; one optimisation profile each.
         batch: smallest, most likely and largest number of pictures per call.
-        capabilities: compute capabilities ('8.6'); nothing: the runtime's default.
+        capabilities: compute capabilities ('8.6'); nothing: the GPU at hand, without one the
+            runtime's default.
         workspace_mib: bound for the builder's scratch memory; None leaves it to TensorRT.
     """
 
@@ -38,9 +39,10 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         least, likely, most = self.batch
-        if not 1 <= least <= likely <= most:
+        if not 1 == least <= likely <= most:
             raise EngineError(
-                f'batch {least}:{likely}:{most}: expected MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX'
+                f'batch {least}:{likely}:{most}: expected MIN:OPT:MAX with MIN 1 (a camera may '
+                'come alone) and 1 <= OPT <= MAX'
             )
         if not self.sizes:
             raise EngineError('no picture size to build for: give at least one HxW')
@@ -57,6 +59,7 @@ def build_engine(
     model: onnx.ModelProto,
     options: BuildOptions,
     *,
+    on_gpu: bool = False,
     report: Callable[[str, int, int], bool] = lambda phase, step, steps: True,
     timing_cache: bytes = b'',
 ) -> tuple[bytes, bytes]:
@@ -66,6 +69,7 @@ def build_engine(
         api: the runtime to build for.
         model: the graph; its types are those of the engine (strongly typed).
         options: sizes, batch, targets.
+        on_gpu: there is a GPU, which is the target where the options name none.
         report: gets the builder's progress: phase, step, steps; returns False to cancel.
         timing_cache: what an earlier build on this GPU returned, or nothing.
 
@@ -86,12 +90,16 @@ def build_engine(
     config = builder.create_builder_config()
     if options.workspace_mib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
-    target_capabilities(api, config, options.capabilities)
+    # Float32 means float32: by default matrix products round their operands to 10 bits.
+    config.clear_flag(trt.BuilderFlag.TF32)
+    target_capabilities(api, config, options.capabilities, on_gpu=on_gpu)
     monitor = make_progress_monitor(api, report)
     config.progress_monitor = monitor
     if api.times_kernels:
         cache = config.create_timing_cache(timing_cache)
-        config.set_timing_cache(cache, ignore_mismatch=True)
+        if not config.set_timing_cache(cache, ignore_mismatch=False):
+            cache = config.create_timing_cache(b'')
+            config.set_timing_cache(cache, ignore_mismatch=False)
     for height, width in options.sizes:
         profile = builder.create_optimization_profile()
         shapes = [(count, height, width, 3) for count in options.batch]

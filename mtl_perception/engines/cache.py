@@ -22,9 +22,17 @@ from typing import Any
 from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
+from ._interface import EngineError
+
 _MAGIC = b'mtl_perception engine 1\n'
 _SUFFIX = '.engine'
 KEPT_PER_BUNDLE = 8
+REWRITING = 2
+"""Raise it when graphs are rewritten, judged or built in another way: engines are built again."""
+
+DEFAULT_TARGET = 'the default compute capabilities'
+"""Of an engine that was built without a GPU and for none in particular."""
+
 LOCK_TIMEOUT_S = 3600.0
 """Longest wait for another process' build; large networks take minutes on a Jetson."""
 
@@ -38,13 +46,14 @@ class EngineKey:
     Attributes:
         bundle: name of the bundle, for people.
         model_sha256: of the bundle's model.onnx.
-        runtime: 'tensorrt', 'tensorrt_rtx' or 'openvino'.
+        runtime: 'tensorrt' or 'tensorrt_rtx'.
         runtime_version: its version.
         device: GPU name with its compute capability, or the target capabilities.
         precision: asked for: 'float32', 'float16' or 'int8'.
         sizes: (height, width) pairs.
         batch: (min, opt, max).
-        flags: builder options that change the engine, by name.
+        flags: all else that changes the engine, by name: builder options, the frames it was
+            calibrated and judged on.
     """
 
     bundle: str
@@ -144,7 +153,11 @@ class EngineCache:
                 return found, path, f'found in {path}'
             _log.info('building: %s', found.reason)
             made = make()
-            write_file(path, key.parts(), made.notes, made.blob)
+            try:
+                write_file(path, key.parts(), made.notes, made.blob)
+            except OSError as failure:
+                _log.warning("the engine can't be kept in %s (%s): make room", path, failure)
+                return made, None, f"built, not kept: {path} can't be written ({failure})"
             self._prune(key)
         return made, path, f'built: {found.reason}'
 
@@ -171,7 +184,13 @@ class EngineCache:
             lock.acquire(timeout=0)
         except Timeout:
             _log.info('another process builds %s: waiting for it', path.name)
-            lock.acquire(timeout=LOCK_TIMEOUT_S)
+            try:
+                lock.acquire(timeout=LOCK_TIMEOUT_S)
+            except Timeout as timeout:
+                raise EngineError(
+                    f'another process has been building {path.name} for an hour: end it, or '
+                    f'remove {path}.lock'
+                ) from timeout
         try:
             yield
         finally:
@@ -179,10 +198,10 @@ class EngineCache:
 
     def _why_absent(self, key: EngineKey) -> str:
         """Say which part of the key differs from the engine that comes nearest."""
-        wanted = key.parts()
+        wanted = _flat(key.parts())
         nearest: list[str] | None = None
         for _, header in self.entries():
-            have: Mapping[str, Any] = header['key']
+            have = _flat(header['key'])
             if have.get('bundle') != key.bundle:
                 continue
             differing = [part for part in wanted if have.get(part) != wanted[part]]
@@ -193,11 +212,14 @@ class EngineCache:
         return f'the engine of {key.bundle} in {self.folder} is another: {"; ".join(nearest)}'
 
     def _prune(self, key: EngineKey) -> None:
-        """Remove engines that can't be hit again, and the oldest beyond KEPT_PER_BUNDLE."""
+        """Remove engines that can't be hit again, and the oldest beyond KEPT_PER_BUNDLE.
+
+        Those of other GPUs stay: machines may share the folder.
+        """
         own = []
         for path, header in self.entries():
             have = header['key']
-            if have['bundle'] != key.bundle:
+            if (have['bundle'], have['device']) != (key.bundle, key.device):
                 continue
             outdated = have['model_sha256'] != key.model_sha256 or (
                 have['runtime'] == key.runtime and have['runtime_version'] != key.runtime_version
@@ -206,9 +228,22 @@ class EngineCache:
                 _remove(path)
             else:
                 own.append(path)
-        own.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+        own.sort(key=modified_at, reverse=True)
         for path in own[KEPT_PER_BUNDLE:]:
             _remove(path)
+
+
+def _flat(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a key's parts with each flag as a part of its own."""
+    return {**parts, **dict(parts.get('flags', ())), 'flags': None}
+
+
+def modified_at(path: Path) -> float:
+    """Return when a file was written last; 0 where another process has just removed it."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def write_file(path: Path, key: dict[str, Any], notes: dict[str, Any], blob: bytes) -> None:

@@ -27,6 +27,9 @@ AMPERE = (8, 0)
 """Compute capability from which on engines that were built for 'ampere+' run."""
 
 
+OUT_OF_MEMORY = 'CUDA_ERROR_OUT_OF_MEMORY'
+
+
 class CudaError(EngineError):
     """A CUDA call failed; `code` is CUDA's name for the reason."""
 
@@ -41,6 +44,10 @@ class OutOfMemoryError(CudaError):
 
 class GpuUnavailableError(EngineError):
     """There is no GPU that can be used; the message says why and what to do."""
+
+
+class NoSuchGpuError(GpuUnavailableError):
+    """There is no GPU of this number, but there are others."""
 
 
 _CANNOT_REGISTER = (
@@ -96,7 +103,8 @@ class Cuda:
                 from cuda.bindings import driver
             except ImportError as error:
                 raise GpuUnavailableError(
-                    f"cuda-python can't be imported ({error}): install requirements/tensorrt.txt"
+                    f"cuda-python can't be imported ({error}): install requirements/tensorrt.txt, "
+                    'on a Jetson cuda-bindings of its own CUDA version'
                 ) from error
         self.driver: Any = driver
         try:
@@ -114,7 +122,7 @@ class Cuda:
         status, *results = getattr(self.driver, name)(*arguments)
         if status != self.driver.CUresult.CUDA_SUCCESS:
             code = getattr(status, 'name', str(status))
-            kind = OutOfMemoryError if code == 'CUDA_ERROR_OUT_OF_MEMORY' else CudaError
+            kind = OutOfMemoryError if code == OUT_OF_MEMORY else CudaError
             raise kind(f'{name} failed with {code}', code)
         if len(results) > 1:
             return tuple(results)
@@ -124,7 +132,8 @@ class Cuda:
         """Return a GPU that TensorRT can use.
 
         Raises:
-            GpuUnavailableError: no such GPU, a driver that is too old, or a GPU that is too old.
+            GpuUnavailableError: no such GPU (NoSuchGpuError where there are others), a driver
+                that is too old, or a GPU that is too old.
         """
         count = self.call('cuDeviceGetCount')
         if not 0 <= index < count:
@@ -133,7 +142,7 @@ class Cuda:
                 if count
                 else ''
             )
-            raise GpuUnavailableError(
+            raise (NoSuchGpuError if count else GpuUnavailableError)(
                 f'GPU {index} was asked for, the driver sees {count}: {fix}check '
                 'CUDA_VISIBLE_DEVICES'
             )
@@ -231,7 +240,7 @@ def out_of_memory(cuda: Cuda, needed: int, cause: Exception) -> OutOfMemoryError
         f'the GPU has {free / 2**20:.0f} of {total / 2**20:.0f} MiB free, '
         f'{needed / 2**20:.0f} MiB more are needed ({cause}): close other programs on the GPU, '
         'or build with a smaller batch or size',
-        'CUDA_ERROR_OUT_OF_MEMORY',
+        OUT_OF_MEMORY,
     )
 
 

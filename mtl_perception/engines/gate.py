@@ -38,16 +38,21 @@ class Limits:
     Attributes:
         label_agreement: least share of pixels with float32's label (float16).
         label_miou: least mIoU of the labels against float32's (int8).
+        confidence: largest mean difference of the confidence, which runs from 0 to 1.
         depth_relative: largest median of |depth - float32's| / float32's.
+        depth_relative_p99: the same for the 99th percentile.
         normal_deg: largest mean angle to float32's normal.
         boxes_found: least share of float32's sure boxes (score 0.5 or more) that are found with
-            the same class and an intersection over union of 0.9; none of them: nothing is judged.
+            the same class and an intersection over union of 0.9, and of sure boxes found that
+            are float32's; none of them: nothing is judged.
         class_score: largest difference of a class's score.
     """
 
     label_agreement: float = 0.995
     label_miou: float = 0.97
+    confidence: float = 0.02
     depth_relative: float = 0.01
+    depth_relative_p99: float = 0.05
     normal_deg: float = 1.0
     boxes_found: float = 0.98
     class_score: float = 0.05
@@ -86,8 +91,15 @@ class GateReport:
 
     @property
     def passed(self) -> bool:
-        """Tell whether every figure keeps its limit."""
-        return all(finding.passed for finding in self.findings)
+        """Tell whether there are figures and every one keeps its limit."""
+        return bool(self.findings) and all(finding.passed for finding in self.findings)
+
+    @property
+    def failure(self) -> str:
+        """Return what speaks against it, in words; nothing where it passed."""
+        if not self.findings:
+            return 'the frames show nothing to judge by: give others with --frames'
+        return '; '.join(str(finding) for finding in self.findings if not finding.passed)
 
     @property
     def failed_heads(self) -> tuple[str, ...]:
@@ -115,7 +127,7 @@ class GateReport:
 
     def __str__(self) -> str:
         head = f'{self.precision} against float32 on {self.frames} frames ({self.method})'
-        return '\n'.join([head, *(f'  {finding}' for finding in self.findings)])
+        return '\n'.join([head, *(f'  {line}' for line in self.findings or [self.failure])])
 
 
 @dataclass(frozen=True)
@@ -163,7 +175,9 @@ def compare(
     segmentation = SegmentationMetrics(num_classes) if num_classes else None
     relative: list[np.ndarray] = []
     angles: list[float] = []
+    confidences: list[float] = []
     boxes: list[tuple[int, int]] = []
+    invented: list[tuple[int, int]] = []
     score_differences: list[float] = []
     for picture in pictures:
         batch = picture[None]
@@ -172,12 +186,16 @@ def compare(
         if 'label' in true and segmentation:
             equal.append(float((found['label'] == true['label']).mean()))
             segmentation.update(found['label'], true['label'])
+        if 'confidence' in true:
+            apart = found['confidence'].astype(np.float32) - true['confidence']
+            confidences.append(float(np.abs(apart).mean()) / 255)
         if 'depth' in true:
             relative.append(_relative(found['depth'], true['depth']))
         if 'normal' in true:
             angles.append(_mean_angle(found['normal'], true['normal']))
         if 'boxes' in true:
             boxes.append(_boxes_found(found, true))
+            invented.append(_boxes_found(true, found))
         if 'class_scores' in true:
             score_differences.append(_largest(found['class_scores'], true['class_scores']))
     findings = []
@@ -188,17 +206,23 @@ def compare(
     elif equal:
         share = float(np.mean(equal))
         findings.append(_least('label', 'share of equal pixels', share, limits.label_agreement))
-    if relative:
-        median = float(np.median(np.concatenate(relative)))
+    if confidences:
         findings.append(
-            _most('depth', 'median relative difference', median, limits.depth_relative)
+            _most('confidence', 'mean difference', float(np.mean(confidences)), limits.confidence)
         )
+    if relative:
+        median, p99 = np.quantile(np.concatenate(relative), (0.5, 0.99), method='higher')
+        findings += [
+            _most('depth', 'median relative difference', median, limits.depth_relative),
+            _most('depth', '99th percentile relative difference', p99, limits.depth_relative_p99),
+        ]
     if angles:
         mean = float(np.mean(angles))
         findings.append(_most('normal', 'mean angle, degrees', mean, limits.normal_deg))
-    if total := sum(count for _, count in boxes):
-        share = sum(hits for hits, _ in boxes) / total
-        findings.append(_least('boxes', 'share of boxes found', share, limits.boxes_found))
+    for figure, counts in (('boxes found', boxes), ("boxes that are float32's", invented)):
+        if total := sum(count for _, count in counts):
+            share = sum(hits for hits, _ in counts) / total
+            findings.append(_least('boxes', f'share of {figure}', share, limits.boxes_found))
     if score_differences:
         worst = max(score_differences)
         findings.append(
@@ -246,11 +270,13 @@ def rewrite_to_half(
         )
         reports.append(report)
         if report.passed:
-            return Rewritten(graph.model, 'float16', tuple(reports), tuple(remarks))
+            precision = 'float16' if graph.half else 'float32'
+            return Rewritten(graph.model, precision, tuple(reports), tuple(remarks))
         outputs = {o.name for o in model.graph.output}
         heads = set(report.failed_heads)
-        heads |= {'confidence'} & outputs if 'label' in heads else set()
-        heads |= {'box_scores', 'box_labels'} & outputs if 'boxes' in heads else set()
+        for together in ({'label', 'confidence'}, {'boxes', 'box_scores', 'box_labels'}):
+            if heads & together:
+                heads |= together & outputs
         more = _nodes_of_heads(model, heads) - keep
         if not more:
             break
@@ -373,7 +399,7 @@ def _boxes_found(
 
     Order is no matter: boxes of nearly equal score change places.
     """
-    sure = true['box_scores'][0] >= _SURE_SCORE
+    sure = (true['box_scores'][0] >= _SURE_SCORE) & (true['box_labels'][0] >= 0)
     filled = found['box_labels'][0] >= 0
     boxes, labels = found['boxes'][0][filled], found['box_labels'][0][filled]
     hits = 0

@@ -141,8 +141,8 @@ class OpenVinoEngine:
     def _graph_for(self, plan: _Plan, wanted: frozenset[str]) -> _Graph:
         """Return the smallest graph at hand; have a smaller one compiled where there could be."""
         if plan.compiling is not None and plan.compiling[1].done():
-            self._adopt(plan, *plan.compiling)
-            plan.compiling = None
+            done, plan.compiling = plan.compiling, None
+            self._adopt(plan, *done)
         if not wanted or len(wanted) == len(plan.whole.outputs):
             return plan.whole
         if wanted in plan.smaller:
@@ -157,7 +157,7 @@ class OpenVinoEngine:
         """Take over what was compiled in the background; drop what was not used for longest."""
         try:
             plan.smaller[wanted] = compiled.result()
-        except EngineError as error:
+        except Exception as error:  # whatever it is, the whole graph is there
             _log.info('all outputs are computed: %s', error)
             plan.smaller[wanted] = None
         while len(plan.smaller) > _KEPT_GRAPHS:

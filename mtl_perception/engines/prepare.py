@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,10 +16,10 @@ import numpy as np
 import onnx
 
 from ..bundle import ModelBundle
-from ._interface import EngineError
+from ._interface import EngineError, check_size
 from .builder import BuildOptions, build_engine
-from .cache import CachedEngine, EngineCache, EngineKey
-from .cuda import AMPERE, Cuda, Gpu, GpuUnavailableError
+from .cache import DEFAULT_TARGET, REWRITING, CachedEngine, EngineCache, EngineKey
+from .cuda import AMPERE, Cuda, Gpu, GpuUnavailableError, NoSuchGpuError
 from .gate import (
     GateReport,
     Limits,
@@ -77,8 +79,8 @@ def prepare_engine(
         api: the TensorRT to build with.
         options: sizes, batch, targets.
         precision: 'float32', 'float16' or 'int8'; one that fails the gate gives way to a safer.
-        pictures: uint8 [H, W, 3] of the first size, for the gate and for calibration; none are
-            needed for float32.
+        pictures: uint8 [H, W, 3] of the first size, for the gate and for calibration; float32
+            needs none, but is judged on the GPU only with them.
         cache: where engines are kept.
         gpu: the GPU to build on and to run the gate on; None to build without one.
         cuda: the driver, with `gpu`.
@@ -88,7 +90,8 @@ def prepare_engine(
         report: gets the builder's progress.
 
     Raises:
-        EngineError: the options or the graph don't suit the runtime.
+        EngineError: the options or the graph don't suit the runtime, or the engine that it built
+            gives wrong results even in float32.
     """
     if gpu is None and not api.builds_without_gpu:
         raise EngineError(
@@ -100,7 +103,17 @@ def prepare_engine(
             f'{precision} must pass the gate on real frames and there are none: '
             'give --frames BAG_OR_FOLDER'
         )
+    for size in options.sizes:
+        check_size(bundle, size)
     cache = cache or EngineCache()
+    on_gpu = gpu is not None and bool(pictures) and not build_only and serves(options, gpu)
+    # All else that decides what is built, and how far it was proved.
+    flags = {
+        'rewriting': str(REWRITING),
+        'frames': _short_hash(*pictures),
+        'limits': str(limits or Limits()),
+        'gated_on_gpu': str(on_gpu),
+    }
     key = EngineKey(
         bundle=bundle.name,
         model_sha256=bundle.model_sha256,
@@ -110,10 +123,9 @@ def prepare_engine(
         precision=precision,
         sizes=options.sizes,
         batch=options.batch,
-        flags=tuple(sorted(options.flags().items())),
+        flags=tuple(sorted((options.flags() | flags).items())),
     )
-    on_gpu = gpu is not None and bool(pictures) and not build_only and serves(options, gpu)
-    timing_path = cache.folder / f'{api.name}-{api.version}.timing'
+    timing_path = cache.folder / f'{api.name}-{api.version}-{_short_hash(str(gpu))}.timing'
 
     def make() -> CachedEngine:
         started = time.perf_counter()
@@ -129,6 +141,7 @@ def prepare_engine(
                 api,
                 rewritten.model,
                 options,
+                on_gpu=gpu is not None,
                 report=report,
                 timing_cache=_read_or_nothing(timing_path),
             )
@@ -139,8 +152,14 @@ def prepare_engine(
             assert gpu is not None and cuda is not None
             verdict = _gate_on_gpu(bundle, blob, api, cuda, gpu, rewritten, pictures, limits)
             reports.append(verdict)
-            if verdict.passed or rewritten.precision not in SAFER:
+            if verdict.passed:
                 break
+            if rewritten.precision not in SAFER:
+                raise EngineError(
+                    f'{api.name} {api.version} computes {bundle.name} wrongly on {gpu} even in '
+                    f'float32 ({verdict.failure}): set engine to openvino, and report it with the '
+                    'report of `make gpu-check`'
+                )
             attempt = SAFER[rewritten.precision]
             remarks.append(f'{rewritten.precision} did not pass on the GPU: {attempt} is built')
         return CachedEngine(
@@ -221,7 +240,7 @@ def target_of(options: BuildOptions, gpu: Gpu | None) -> str:
     """Return the words for what an engine is built for."""
     if options.capabilities:
         return f'compute capability {", ".join(options.capabilities)}'
-    return str(gpu) if gpu else 'the default compute capabilities'
+    return str(gpu) if gpu else DEFAULT_TARGET
 
 
 def serves(options: BuildOptions, gpu: Gpu) -> bool:
@@ -234,10 +253,16 @@ def serves(options: BuildOptions, gpu: Gpu) -> bool:
 
 
 def usable_gpu(device: int = 0) -> tuple[Cuda, Gpu] | str:
-    """Return the driver and a GPU, or why there is none."""
+    """Return the driver and a GPU, or why there is none.
+
+    Raises:
+        NoSuchGpuError: there are GPUs, but none of this number.
+    """
     try:
         cuda = Cuda()
         return cuda, cuda.find_gpu(device)
+    except NoSuchGpuError:
+        raise
     except GpuUnavailableError as error:
         return str(error)
 
@@ -268,6 +293,13 @@ def _gate_on_gpu(
         engine.close()
 
 
+def _short_hash(*parts: str | np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode() if isinstance(part, str) else np.ascontiguousarray(part))
+    return digest.hexdigest()[:16]
+
+
 def _read_or_nothing(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -279,9 +311,9 @@ def _write_quietly(path: Path, content: bytes) -> None:
     """Keep the timing cache; without one the next build only takes longer."""
     if not content:
         return
-    scratch = path.with_suffix('.new')
     try:
-        scratch.write_bytes(content)
-        scratch.replace(path)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as scratch:
+            scratch.write(content)
+        Path(scratch.name).replace(path)
     except OSError as error:
         _log.debug('the timing cache is not kept: %s', error)

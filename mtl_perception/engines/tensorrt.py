@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -15,15 +15,20 @@ from ._interface import (
     Plans,
     Shape,
     Size,
+    UnpreparedSizeError,
     check_outputs,
     image_shape,
     wanted_outputs,
 )
-from .cuda import Cuda, CudaError, DeviceMemory, Gpu, OutOfMemoryError, PinnedArray, out_of_memory
+from .cuda import OUT_OF_MEMORY, Cuda, CudaError, DeviceMemory, Gpu, PinnedArray, out_of_memory
 from .kernels import KernelCache
 from .tensorrt_api import Contexts, TensorRt, make_logger
 
 _PICTURE = 'image'
+_ENQUEUE_FAILED = 'ENQUEUE_FAILED'
+
+_CONTEXT_SURVIVES = (OUT_OF_MEMORY, _ENQUEUE_FAILED)
+"""Codes of errors after which CUDA's context need not be reset, which others may use."""
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +69,7 @@ class TensorRtEngine:
 
         Raises:
             EngineError: the engine belongs to another TensorRT or GPU, or to another graph.
-            OutOfMemoryError: with how much was needed.
+            CudaError: the GPU failed; OutOfMemoryError with how much was needed.
         """
         self.name = api.name
         self.device = str(gpu)
@@ -102,8 +107,9 @@ class TensorRtEngine:
 
     def input_buffer(self, batch: int, size: Size) -> np.ndarray:
         """Return the kept, pinned input for a shape; prepares the GPU the first time."""
-        self._cuda.call('cuCtxSetCurrent', self._primary)
-        return self._plans.get((batch, *size)).image.array
+        with self._noting_failure():
+            self._cuda.call('cuCtxSetCurrent', self._primary)
+            return self._plans.get((batch, *size)).image.array
 
     def infer(
         self, image: np.ndarray, outputs: Collection[str] | None = None
@@ -113,7 +119,7 @@ class TensorRtEngine:
         Raises:
             CudaError: the GPU failed; this engine can't be used any more.
         """
-        try:
+        with self._noting_failure():
             # Threads have contexts of their own; the worker need not be the one that opened.
             self._cuda.call('cuCtxSetCurrent', self._primary)
             plan = self._plans.get(image_shape(image))
@@ -124,11 +130,6 @@ class TensorRtEngine:
             for name in wanted:
                 plan.fetch(name)
             self._cuda.call('cuStreamSynchronize', self._stream)
-        except OutOfMemoryError:
-            raise
-        except CudaError:
-            self._failed = True
-            raise
         return {name: plan.outputs[name].array for name in wanted}
 
     def expect(self, batch: int, size: Size, outputs: Collection[str]) -> None:
@@ -150,11 +151,22 @@ class TensorRtEngine:
                 self._cuda.call('cuStreamDestroy', self._stream)
             self._stream = None
         if self._primary is not None:
+            # A release may return the error of an earlier call, and must not prevent the reset.
             with suppress(CudaError):
                 self._cuda.call('cuDevicePrimaryCtxRelease', self._gpu_handle)
-                if self._failed:
+            if self._failed:
+                with suppress(CudaError):
                     self._cuda.call('cuDevicePrimaryCtxReset', self._gpu_handle)
             self._primary = None
+
+    @contextmanager
+    def _noting_failure(self) -> Iterator[None]:
+        """Remember that the context is lost where CUDA itself failed."""
+        try:
+            yield
+        except CudaError as error:
+            self._failed |= error.code not in _CONTEXT_SURVIVES
+            raise
 
     def _open_contexts(self, api: TensorRt) -> Contexts:
         """Prepare to make contexts, with the kernels of an earlier start."""
@@ -187,7 +199,7 @@ class TensorRtEngine:
             if all(a <= n <= b for a, n, b in zip(least, wanted, most, strict=True)):
                 return index
             built.append(f'{least[1]}x{least[2]} in batches of {least[0]}..{most[0]}')
-        raise EngineError(
+        raise UnpreparedSizeError(
             f'the engine was built for {", ".join(built)}; {shape[1]}x{shape[2]} in a batch of '
             f'{shape[0]} was asked for: build it with --size {shape[1]}x{shape[2]} '
             f'--batch 1:1:{shape[0]}'
@@ -198,8 +210,15 @@ class TensorRtEngine:
         assert self._contexts is not None
         context = self._contexts.make()
         if context is None:
-            error = CudaError(self._logger.last_error, 'CUDA_ERROR_OUT_OF_MEMORY')
-            raise out_of_memory(self._cuda, self._engine.device_memory_size_v2, error)
+            needed = self._engine.device_memory_size_v2
+            free, _ = self._cuda.call('cuMemGetInfo')
+            if needed <= free:
+                raise EngineError(
+                    f'TensorRT makes no execution context ({self._logger.last_error}): build the '
+                    'engine again'
+                )
+            error = CudaError(self._logger.last_error, OUT_OF_MEMORY)
+            raise out_of_memory(self._cuda, needed, error)
         plan = _Plan(self._trt, self._cuda, self._stream, context, shape)
         try:
             plan.allocate(self._engine, profile, self._bundle.outputs)
@@ -250,8 +269,13 @@ class _Plan:
         """Copy the picture to the GPU and start the inference; does not wait."""
         if self._graph is not None:
             self._cuda.call('cuGraphLaunch', self._graph, self._stream)
-        else:
+            return
+        try:
             self._enqueue()
+        except CudaError as error:
+            if error.code == _ENQUEUE_FAILED:
+                self._cuda.call('cuStreamSynchronize', self._stream)  # has CUDA's own reason
+            raise
 
     def fetch(self, name: str) -> None:
         """Start copying an output back; does not wait."""
@@ -297,7 +321,7 @@ class _Plan:
             'cuMemcpyHtoDAsync', memory.address, self.image.address, memory.size, self._stream
         )
         if not self._context.execute_async_v3(int(self._stream)):
-            raise CudaError('TensorRT could not start the inference', 'ENQUEUE_FAILED')
+            raise CudaError('TensorRT could not start the inference', _ENQUEUE_FAILED)
 
     def _address(self, name: str, array: PinnedArray) -> None:
         memory = self._device[name] = DeviceMemory(self._cuda, array.nbytes)

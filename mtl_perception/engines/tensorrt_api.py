@@ -70,7 +70,10 @@ def load_tensorrt(runtime: str = 'auto') -> TensorRt:
         except (ImportError, OSError) as error:
             reasons.append(f'{name}: {error}')
             continue
-        version = module.__version__
+        version = getattr(module, '__version__', None)
+        if version is None:  # a folder of that name
+            reasons.append(f'what is imported as {name} is no TensorRT')
+            continue
         # TensorRT-RTX counts its versions from 1; its API is that of 10.
         if name == 'tensorrt' and int(version.split('.')[0]) < 10:
             reasons.append(f'{name} is {version}, 10 or newer is needed')
@@ -88,22 +91,28 @@ def create_network(trt: Any, builder: Any) -> Any:
     return builder.create_network(1 << int(flag))
 
 
-def target_capabilities(api: TensorRt, config: Any, capabilities: Sequence[str]) -> None:
+def target_capabilities(
+    api: TensorRt, config: Any, capabilities: Sequence[str], *, on_gpu: bool
+) -> None:
     """Make the builder build for GPUs of these compute capabilities ('8.6', '12.0').
 
-    TensorRT-RTX builds for any list. TensorRT builds for the GPU at hand; 'ampere+' makes it build
-    for all GPUs from Ampere on.
+    TensorRT-RTX builds for any list; its own default leaves Turing out. TensorRT builds for the
+    GPU at hand; 'ampere+' makes it build for all GPUs from Ampere on.
 
     Args:
         api: the runtime.
         config: its IBuilderConfig.
-        capabilities: nothing: the GPU at hand (TensorRT) or RTX's own default list.
+        capabilities: nothing: the GPU at hand; without one, RTX's own default list.
+        on_gpu: there is a GPU at hand.
 
     Raises:
         EngineError: a capability that the runtime does not build for.
     """
     trt = api.module
     if not capabilities:
+        if on_gpu and api.name == 'tensorrt_rtx':
+            config.num_compute_capabilities = 1
+            config.set_compute_capability(trt.ComputeCapability.CURRENT, 0)
         return
     if api.name == 'tensorrt':
         if list(capabilities) != ['ampere+']:

@@ -49,6 +49,7 @@ class Settings:
         engine: see `open_engine`.
         precision: see `open_engine`; float32 makes figures comparable between machines.
         threads: of the engine; 0 leaves it to the runtime.
+        gpu_device: number of the GPU for TensorRT.
         split: of labelled folders.
         topics: see `TopicChoice`.
         tolerance_s: see `open_recording`.
@@ -63,6 +64,7 @@ class Settings:
     engine: str = 'auto'
     precision: str = 'float32'
     threads: int = 0
+    gpu_device: int = 0
     split: str | None = None
     topics: TopicChoice = field(default_factory=TopicChoice)
     tolerance_s: float = 0.02
@@ -75,7 +77,13 @@ class Settings:
         """Open the engine, ready for the first frame."""
         keep_freed_memory()
         bundle = ModelBundle.load(self.bundle)
-        engine = open_engine(bundle, self.engine, precision=self.precision, threads=self.threads)
+        engine = open_engine(
+            bundle,
+            self.engine,
+            precision=self.precision,
+            threads=self.threads,
+            gpu_device=self.gpu_device,
+        )
         return Perceiver(engine, bundle)
 
 
@@ -160,6 +168,12 @@ def evaluate_recording(
             raise EvaluationError(
                 f'no frame of {path} could be evaluated: '
                 + ('; '.join([*reasons, *recording.remarks]) or 'it holds no pictures')
+            )
+        if perceiver.engine.remark:
+            raise EvaluationError(
+                f'the engine changed while {path} was evaluated, so that its figures would be of '
+                f'two ({perceiver.engine.remark}): evaluate again, with --engine openvino where '
+                'the GPU fails'
             )
         recording.skipped.update(scorer.unknown)
         spool.flush()

@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -505,9 +505,15 @@ class PerceptionNode(LifecycleNode):
         name = self.get_name()
         message = DiagnosticArray()
         message.header.stamp = self.get_clock().now().to_msg()
-        remark = self._perceiver.engine.remark if self._perceiver else ''
+        identity, remark = self._identity, ''
+        if self._perceiver is not None:  # whose engine may have given way to another
+            engine = self._perceiver.engine
+            identity = replace(
+                identity, engine=engine.name, device=engine.device, precision=engine.precision
+            )
+            remark = engine.remark
         message.status.append(
-            engine_status(name, self._state, self._identity, self._process_load, remark)
+            engine_status(name, self._state, identity, self._process_load, remark)
         )
         if self._state == 'active':
             for channel in self._channels:

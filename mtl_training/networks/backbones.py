@@ -111,14 +111,14 @@ def build_backbone(
         raise BackboneError(
             f'timm knows no backbone {name!r}: did you mean one of {", ".join(near)}?'
         )
-    options = next((dict(o) for prefix, o in OPTIONS.items() if name.startswith(prefix)), {})
+    options = options_for(name)
     if drop_path:
         options['drop_path_rate'] = drop_path
     try:
         features = timm.create_model(name, features_only=True, **options)
         with torch.device('meta'):
             classifier = timm.create_model(name, num_classes=0, **options)
-    except (RuntimeError, TypeError, OSError, AttributeError) as error:
+    except (RuntimeError, TypeError, ValueError, OSError, AttributeError) as error:
         raise BackboneError(
             f'timm can not build {name} as a features backbone with the options {options} '
             f'({str(error).splitlines()[0]}): choose another backbone'
@@ -134,6 +134,12 @@ def build_backbone(
         if pretrained:
             backbone.norm.load_state_dict(norm.state_dict())
     return backbone
+
+
+def options_for(name: str) -> dict[str, Any]:
+    """Return what timm is told of a network, known by its name in timm or on the hub."""
+    known_as = name.rpartition('/')[2]
+    return next((dict(o) for prefix, o in OPTIONS.items() if known_as.startswith(prefix)), {})
 
 
 def _cut(name: str, features: nn.Module, classifier: nn.Module) -> Backbone:
