@@ -39,7 +39,6 @@ from sensor_msgs.msg import Image
 
 from mtl_perception.bundle import ModelBundle
 from mtl_perception.engines import open_engine
-from mtl_perception.ros.environment import shared_folder
 from mtl_perception.ros.live import (
     START_S,
     LiveError,
@@ -52,6 +51,7 @@ from mtl_perception.ros.live import (
 )
 from mtl_perception.ros.player import INFO_WAIT_S, SETTLE_S, Player, PlayOptions
 from mtl_perception.ros.sources import open_source
+from mtl_perception.shared import shared_folder
 
 CONSUMED = ('label', 'depth')
 # Twice the camera's rate is more than most nodes reach on few cores.

@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from mtl_perception.bundle import ModelBundle
-from mtl_perception.ros.environment import shared_folder
 from mtl_perception.ros.live import LiveResult, perception_program, replay_through
 from mtl_perception.ros.sources import open_source
+from mtl_perception.shared import shared_folder
 
 # Allocators and caches have found their size by then, and the queues of pictures, which only fill
 # while the node is held up, have been full.

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
@@ -27,6 +26,8 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+
+from .shared import shared_folders
 
 MANIFEST = 'bundle.json'
 MODEL = 'model.onnx'
@@ -407,14 +408,6 @@ def ranked_classes(
     return ranked
 
 
-def shipped_models() -> Iterator[Path]:
-    """Yield the folders that may hold shipped bundles, nearest first."""
-    yield Path(__file__).resolve().parent.parent / 'models'
-    prefixes = os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep)
-    for prefix in [*filter(None, prefixes), sys.prefix]:
-        yield Path(prefix) / 'share' / 'mtl_perception' / 'models'
-
-
 def find_bundle(path_or_name: str | os.PathLike[str]) -> Path:
     """Return the folder of a bundle given by path or by the name of a shipped one.
 
@@ -424,7 +417,7 @@ def find_bundle(path_or_name: str | os.PathLike[str]) -> Path:
     path = Path(path_or_name).expanduser()
     if (path / MANIFEST).is_file():
         return path.resolve()
-    folders = [folder for folder in shipped_models() if folder.is_dir()]
+    folders = [folder for folder in shared_folders('models') if folder.is_dir()]
     if re.fullmatch(r'[\w.-]+', str(path_or_name)):
         for folder in folders:
             if (folder / path / MANIFEST).is_file():
@@ -441,7 +434,7 @@ def find_bundle(path_or_name: str | os.PathLike[str]) -> Path:
 def how_to_name(bundle: ModelBundle) -> str:
     """Return what names a bundle on a command line: a shipped one's name, else its folder."""
     name = bundle.path.name
-    shipped = any((folder / name).resolve() == bundle.path for folder in shipped_models())
+    shipped = any((folder / name).resolve() == bundle.path for folder in shared_folders('models'))
     return name if shipped else str(bundle.path)
 
 

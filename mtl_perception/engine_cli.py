@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -224,8 +222,9 @@ def read_pictures(path: Path | None, size: tuple[int, int], count: int) -> list[
     from mtl_perception.encodings import picture_size
     from mtl_perception.letterbox import Letterbox, fit
     from mtl_perception.recordings import open_recording
+    from mtl_perception.shared import shared_folder
 
-    recording = open_recording(path or _sample_bag())
+    recording = open_recording(path or shared_folder('samples') / 'room')
     every = max(1, len(recording) // count)
     letterbox = Letterbox()
     pictures: list[np.ndarray] = []
@@ -241,16 +240,6 @@ def read_pictures(path: Path | None, size: tuple[int, int], count: int) -> list[
     if not pictures:
         raise ValueError(f'{path} holds no frame that can be read: give another recording')
     return pictures
-
-
-def _sample_bag() -> Path:
-    root = Path(__file__).resolve().parent.parent
-    prefixes = [*filter(None, os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep))]
-    shared = [Path(p) / 'share' / 'mtl_perception' for p in [*prefixes, sys.prefix]]
-    for folder in (root, *shared):
-        if (folder / 'samples' / 'room' / 'metadata.yaml').is_file():
-            return folder / 'samples' / 'room'
-    raise ValueError('the sample bag samples/room is not installed: give --frames BAG_OR_FOLDER')
 
 
 def _sizes(text: str) -> tuple[tuple[int, int], ...]:

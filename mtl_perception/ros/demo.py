@@ -24,10 +24,10 @@ from mtl_perception.encodings import to_rgb
 from mtl_perception.evaluation.command import Outputs, evaluate
 from mtl_perception.evaluation.run import Settings
 from mtl_perception.ros.conversions import frame_from_compressed, frame_from_image
-from mtl_perception.ros.environment import shared_folder
 from mtl_perception.ros.live import LiveFrame, LiveResult, replay_live
 from mtl_perception.ros.player import PublishedPicture
 from mtl_perception.ros.sources import COMPRESSED_IMAGE, open_source
+from mtl_perception.shared import shared_folder
 from mtl_perception.showcase import Moment, Showcase, depth_range, write_video
 
 STRIP_ROWS = 4

@@ -29,6 +29,7 @@ from mtl_perception.ros.conversions import (
     frame_from_image,
     to_nanoseconds,
 )
+from mtl_perception.shared import shared_folder
 
 _IMAGE, _COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
 _STATUS = 'mtl_perception/msg/PerceptionStatus'
@@ -129,7 +130,7 @@ def _check_fastdds_profile() -> Finding:
     chosen = environment.chosen_fastdds_profile()
     if chosen is None:
         variable = environment.fastdds_variable()
-        shipped = environment.shared_folder('config') / 'fastdds_network.xml'
+        shipped = shared_folder('config') / 'fastdds_network.xml'
         return Finding(
             Severity.WARNING,
             'middleware',

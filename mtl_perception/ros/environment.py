@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+from mtl_perception.shared import shared_folder
+
 _VARIABLE = 'FASTDDS_DEFAULT_PROFILES_FILE'
 _OLDER_VARIABLE = 'FASTRTPS_DEFAULT_PROFILES_FILE'
 
@@ -18,16 +20,6 @@ def find_package_prefix() -> None:
     prefixes = [p for p in os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep) if p]
     if str(own) not in prefixes:
         os.environ['AMENT_PREFIX_PATH'] = os.pathsep.join([*prefixes, str(own)])
-
-
-def shared_folder(name: str) -> Path:
-    """Return the folder `name` ('config', 'models', ...) of the repository or the installation."""
-    root = Path(__file__).resolve().parents[2]
-    if (root / 'package.xml').is_file():
-        return root / name
-    from ament_index_python.packages import get_package_share_directory
-
-    return Path(get_package_share_directory('mtl_perception')) / name
 
 
 def fastdds_variable() -> str:

@@ -11,7 +11,8 @@ from launch.launch_description_entity import LaunchDescriptionEntity
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from mtl_perception.ros.environment import choose_fastdds_profile, shared_folder
+from mtl_perception.ros.environment import choose_fastdds_profile
+from mtl_perception.shared import shared_folder
 
 Arguments = Mapping[str, tuple[str | None, str]]
 """Default (None: must be given) and description by name."""
