@@ -183,10 +183,10 @@ def run_episodes(
     work.mkdir(parents=True, exist_ok=True)
     path = work / 'drives.jsonl'
     done = load_drives(path, plan)
+    kept = set(done)
 
-    def driven() -> list[dict]:
-        seeds = sorted(seed for seed in done if done[seed][0]['variant'] is not None)
-        return [drive for seed in seeds[:episodes] for drive in done[seed]]
+    def driven() -> list[int]:
+        return sorted(seed for seed in done if done[seed][0]['variant'] is not None)[:episodes]
 
     with (
         ProcessPoolExecutor(workers, mp_context=get_context('spawn')) as pool,
@@ -196,21 +196,24 @@ def run_episodes(
         bar = progress.add_task('episodes', total=episodes)
         seed, running = first_seed, {}
         while True:
-            count = sum(drives[0]['variant'] is not None for drives in done.values())
+            count = len(driven())
             progress.update(bar, completed=count)
             if count >= episodes:
                 break
             while len(running) < min(workers, episodes - count):
                 if seed not in done:
-                    target = work if film and count + len(running) == 0 else None
-                    running[pool.submit(run_world, plan, seed, target)] = seed
+                    running[pool.submit(run_world, plan, seed, None)] = seed
                 seed += 1
             finished = next(as_completed(running))
             done[running.pop(finished)] = finished.result()
             drives = finished.result()
             log.write(json.dumps(drives) + '\n')
             log.flush()
-    return summarise(driven())
+        # Some worlds have no way to drive, so which episode is the first is known at the end; it
+        # goes the same way again.
+        if film and driven()[0] not in kept:
+            pool.submit(run_world, plan, driven()[0], work).result()
+    return summarise([drive for seed in driven() for drive in done[seed]])
 
 
 def main(
