@@ -194,7 +194,13 @@ def test_json_goes_to_stdout_alone(run: Callable[..., Any], tmp_path: Path) -> N
 def test_figures_of_two_engines_are_refused(
     run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(OnnxRuntimeEngine, 'remark', 'the GPU failed; onnxruntime runs')
+    infer = OnnxRuntimeEngine.infer
+
+    def give_way(engine: OnnxRuntimeEngine, *arguments: Any) -> dict[str, np.ndarray]:
+        engine.name, engine.remark = 'another', 'the GPU failed'
+        return infer(engine, *arguments)
+
+    monkeypatch.setattr(OnnxRuntimeEngine, 'infer', give_way)
     result = run(write_bag(tmp_path / 'bag'), '--engine', 'onnxruntime')
     assert result.exit_code == 2
     assert 'the engine changed while' in result.output and 'the GPU failed' in result.output

@@ -11,7 +11,7 @@ import numpy as np
 from ..bundle import ModelBundle
 from ._interface import EngineError, Size
 
-__all__ = ['ENGINES', 'PRECISIONS', 'Engine', 'EngineError', 'Size', 'open_engine']
+__all__ = ['ENGINES', 'PRECISIONS', 'Engine', 'EngineError', 'Size', 'identify', 'open_engine']
 
 ENGINES = ('auto', 'openvino', 'onnxruntime', 'tensorrt', 'tensorrt_rtx')
 PRECISIONS = ('auto', 'float32', 'bfloat16', 'float16', 'int8')
@@ -143,6 +143,11 @@ def open_engine(
         opened = open_cpu(engine, precision)
     _log.info('%s runs on %s (%s, %s)', bundle.name, opened.name, opened.device, opened.precision)
     return opened
+
+
+def identify(engine: Engine) -> dict[str, str]:
+    """Return which runtime computes, on what and in which precision, as results state it."""
+    return {'name': engine.name, 'device': engine.device, 'precision': engine.precision}
 
 
 def _open_cpu(

@@ -18,7 +18,7 @@ from mtl_perception.allocator import keep_freed_memory
 from mtl_perception.bundle import ModelBundle
 from mtl_perception.datasets import IGNORE
 from mtl_perception.encodings import EncodingError
-from mtl_perception.engines import open_engine
+from mtl_perception.engines import identify, open_engine
 from mtl_perception.evaluation.gallery import Gallery, Shown, choose
 from mtl_perception.evaluation.pipeline import predict_all
 from mtl_perception.evaluation.record import Recorder
@@ -117,10 +117,11 @@ def evaluate_recording(
         progress: called with frames done and frames announced.
 
     Raises:
-        EvaluationError: not one frame could be evaluated.
+        EvaluationError: not one frame could be evaluated, or another engine took over meanwhile.
         ValueError: the recording cannot be opened.
     """
     started = time.perf_counter()
+    engine = identify(perceiver.engine)
     if isinstance(source, Path):
         recording = open_recording(
             source,
@@ -169,7 +170,7 @@ def evaluate_recording(
                 f'no frame of {path} could be evaluated: '
                 + ('; '.join([*reasons, *recording.remarks]) or 'it holds no pictures')
             )
-        if perceiver.engine.remark:
+        if identify(perceiver.engine) != engine:
             raise EvaluationError(
                 f'the engine changed while {path} was evaluated, so that its figures would be of '
                 f'two ({perceiver.engine.remark}): evaluate again, with --engine openvino where '
@@ -190,11 +191,7 @@ def evaluate_recording(
                 'remarks': recording.remarks,
             },
             'normals_source': recording.sources.get('normal', 'none'),
-            'engine': {
-                'name': perceiver.engine.name,
-                'device': perceiver.engine.device,
-                'precision': perceiver.engine.precision,
-            },
+            'engine': engine,
         }
         shown = gallery.chosen() if gallery else []
         return Shard.write(target, info, scorer.score, Path(spool.name), shown)
