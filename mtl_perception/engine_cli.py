@@ -19,8 +19,6 @@ app = typer.Typer(
     help='Build TensorRT engines ahead of time, and check what is there.', no_args_is_help=True
 )
 
-_PRECISIONS = {'fp32': 'float32', 'fp16': 'float16', 'int8': 'int8'}
-
 
 @app.command()
 def build(
@@ -88,7 +86,7 @@ def build(
         cuda, gpu = (None, None) if isinstance(found, str) else found
         if gpu is None:
             _say(f'No GPU: {found}. The gate runs on the CPU.')
-        wanted = _PRECISIONS[precision]
+        wanted = _named(precision)
         for one in options.sizes:
             check_size(loaded, one)
         # Float32 is judged, too, where there is a GPU to run it on.
@@ -172,7 +170,7 @@ def check(
         engine = open_prepared(
             loaded,
             _no_cpu,
-            precision=_PRECISIONS.get(precision, 'auto'),
+            precision=_named(precision),
             size=wanted[0] if wanted else None,
             batch=batch,
             runtime=runtime,
@@ -248,6 +246,13 @@ def _sizes(text: str) -> tuple[tuple[int, int], ...]:
         return tuple((int(height), int(width)) for height, width in pairs)
     except ValueError:
         raise ValueError(f'size {text!r}: expected HEIGHTxWIDTH, e.g. 288x384') from None
+
+
+def _named(precision: str) -> str:
+    """Return the name that engines have for a precision of the command line."""
+    from mtl_perception.engines.prepared import COMMAND_NAMES
+
+    return {command: name for name, command in COMMAND_NAMES.items()}.get(precision, precision)
 
 
 def _batch(text: str) -> tuple[int, int, int]:

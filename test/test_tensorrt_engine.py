@@ -30,6 +30,7 @@ from mtl_perception.engines.cuda import Cuda, CudaError, GpuUnavailableError, Ou
 from mtl_perception.engines.guarded import GuardedEngine
 from mtl_perception.engines.prepared import open_prepared
 from mtl_perception.engines.tensorrt import TensorRtEngine
+from mtl_perception.engines.tensorrt_api import TensorRt
 from mtl_perception.frames import CameraFrame
 from mtl_perception.perceiver import Perceiver
 
@@ -303,8 +304,14 @@ def key_for(bundle: ModelBundle, **changes: object) -> EngineKey:
     return EngineKey(**{**parts, **changes})
 
 
-def open_from(cache: Path, bundle: ModelBundle, driver: FakeDriver, **options) -> GuardedEngine:
-    api, _ = fake_tensorrt(driver, bundle.model_path)
+def open_from(
+    cache: Path,
+    bundle: ModelBundle,
+    driver: FakeDriver,
+    api: TensorRt | None = None,
+    **options: object,
+) -> GuardedEngine:
+    api = api or fake_tensorrt(driver, bundle.model_path)[0]
     return open_prepared(
         bundle,
         lambda: open_engine(bundle, 'onnxruntime'),
@@ -389,16 +396,7 @@ def test_the_command_builds_what_was_asked_for(tiny_bundle: ModelBundle, tmp_pat
     api, _ = fake_tensorrt(driver, tiny_bundle.model_path, name='tensorrt_rtx')
 
     with pytest.raises(EngineError, match='engine build') as refusal:
-        open_prepared(
-            tiny_bundle,
-            lambda: open_engine(tiny_bundle, 'onnxruntime'),
-            precision='float32',
-            batch=3,
-            device=1,
-            cache=EngineCache(tmp_path),
-            cuda=Cuda(driver),
-            api=api,
-        )
+        open_from(tmp_path, tiny_bundle, driver, api, precision='float32', batch=3, device=1)
 
     command = re.search('`mtl-perception engine (build .*)`', str(refusal.value))[1]
     height, width = SIZE
@@ -427,13 +425,7 @@ def test_an_engine_that_does_not_load_makes_room_for_the_next(
         None if blob == b'wrong' else load(runtime, blob)
     )
 
-    engine = open_prepared(
-        tiny_bundle,
-        lambda: open_engine(tiny_bundle, 'onnxruntime'),
-        cache=EngineCache(tmp_path),
-        cuda=Cuda(driver),
-        api=api,
-    )
+    engine = open_from(tmp_path, tiny_bundle, driver, api)
 
     assert engine.precision == 'int8' and not engine.remark
 
@@ -504,13 +496,7 @@ def test_a_context_that_is_not_made_for_want_of_memory_is_told_so(open_gpu, driv
 def open_rtx(cache: Path, bundle: ModelBundle, driver: FakeDriver) -> GuardedEngine:
     api, _ = fake_tensorrt(driver, bundle.model_path, name='tensorrt_rtx')
     keep(cache, key_for(bundle, runtime='tensorrt_rtx'))
-    engine = open_prepared(
-        bundle,
-        lambda: open_engine(bundle, 'onnxruntime'),
-        cache=EngineCache(cache),
-        cuda=Cuda(driver),
-        api=api,
-    )
+    engine = open_from(cache, bundle, driver, api)
     engine.infer(picture())
     return engine
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,15 @@ import onnx
 from ..bundle import ModelBundle
 from ._interface import EngineError, check_size
 from .builder import BuildOptions, build_engine
-from .cache import DEFAULT_TARGET, REWRITING, CachedEngine, EngineCache, EngineKey
+from .cache import (
+    DEFAULT_TARGET,
+    REWRITING,
+    CachedEngine,
+    EngineCache,
+    EngineKey,
+    read_file,
+    write_file,
+)
 from .cuda import AMPERE, Cuda, Gpu, GpuUnavailableError, NoSuchGpuError
 from .gate import (
     GateReport,
@@ -302,8 +309,8 @@ def _short_hash(*parts: str | np.ndarray) -> str:
 
 def _read_or_nothing(path: Path) -> bytes:
     try:
-        return path.read_bytes()
-    except OSError:
+        return read_file(path)[1]
+    except (OSError, ValueError):
         return b''
 
 
@@ -312,8 +319,6 @@ def _write_quietly(path: Path, content: bytes) -> None:
     if not content:
         return
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as scratch:
-            scratch.write(content)
-        Path(scratch.name).replace(path)
+        write_file(path, {}, {}, content)
     except OSError as error:
         _log.debug('the timing cache is not kept: %s', error)
