@@ -26,9 +26,9 @@ GOAL_M = 0.3
 RANGE_M = 2.5
 LOOK_AROUND_RADPS = 1.0
 RETREAT_MPS, RETREAT_S = -0.2, 0.6
-STUCK_M, STUCK_S = 0.15, 6.0
-# Stuck again so near the place, it squeezes through; so far from it, no longer.
-SQUEEZE_WITHIN_M = 0.6
+STUCK_M, STUCK_S = 0.15, 4.0
+# Stuck again so near the place counts as stuck there again.
+STUCK_AGAIN_M = 0.6
 # What is too near to be seen again is forgotten only from this time on.
 FORGET_ALL_FROM = 3
 
@@ -245,9 +245,8 @@ def drive(
 
     Odometry is exact. First the robot turns once on the spot, to see what stands beside it. Where
     it touches something it stops, notes it, and backs off; five touches end the drive. Where it
-    gets no farther it forgets what it can see again and turns once more, as Nav2's recoveries do;
-    the second time at one place it then goes on slowly with less way to what it sees, and the
-    third time it forgets all.
+    gets no farther it forgets what it can see again and turns once more, as Nav2's recoveries do,
+    and the third time at one place all.
     """
     clearance = world.clearance(0.03, robot.height)
     # Cells count from their centres: half a cell less is still clear.
@@ -283,11 +282,10 @@ def drive(
             watch(pose, grid, sight)
         if _apart(pose, anchor) > STUCK_M:
             anchor, anchored = pose, step
-        if stuck_at is not None and _apart(pose, stuck_at) > SQUEEZE_WITHIN_M:
-            stuck_at, stuck, planner.squeezing = None, 0, False
+        if stuck_at is not None and _apart(pose, stuck_at) > STUCK_AGAIN_M:
+            stuck_at, stuck = None, 0
         if (step - anchored) * CONTROL_S > STUCK_S:
             stuck_at, stuck = pose, stuck + 1
-            planner.squeezing = stuck > 1
             unseen_m = mount.forward + mount.blind_m
             grid.forget(pose, unseen_m if stuck < FORGET_ALL_FROM else 0.0)
             planner.look(grid)

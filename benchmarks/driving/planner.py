@@ -10,20 +10,24 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import dijkstra
 
-_HIT, _MISS, _LOW, _HIGH, _TAKEN = 1.0, 0.7, -0.9, 1.6, 0.5
+_HIT, _MISS, _LOW, _HIGH, _TAKEN = 0.7, 0.7, -1.5, 1.6, 0.5
 # What a view says of a cell counts less the farther it is: fully up to here, this share less for
-# each further metre, and never less than the last.
+# each further metre, and never less than the last. However often it is said, it does not become
+# surer than that: one near view corrects many far ones.
 _SURE_M, _DOUBT_PER_M, _LEAST_TRUST = 0.6, 0.35, 0.35
 # Ways through cells that no view showed are so much longer.
 _UNSEEN_PRICE = 2.0
 # Added per metre where the robot comes too near to what is marked, and for every metre too near.
 _TIGHT_PRICE, _TIGHTER_PRICE_PER_M = 10.0, 300.0
 _POINTS_PER_CELL = 2
-# So deep, in metres, goes what one view marks of the nearest thing in each direction.
-_SKIN_M = 0.25
-# Way kept between the robot and what is marked: half a cell and what a camera errs; and less,
-# slowly, where the robot would not get through.
-_MARGIN_M, _SQUEEZE_MARGIN_M, _SQUEEZE_MPS = 0.06, 0.0, 0.15
+# A direction's nearest thing is where so many points, at 1 m, are as near or nearer: as many as a
+# few centimetres of height have. Fewer are edges and noise.
+_POINTS_AT_1_M = 20
+# So far, in metres, before and behind the nearest thing in each direction does a view mark.
+_BEFORE_M, _SKIN_M = 0.05, 0.25
+# Way kept between the robot and what is marked: half a cell and what a camera errs. None is kept
+# up to this speed, or the robot would stand for good before many a gap it could pass.
+_MARGIN_M, _SLOW_MPS = 0.06, 0.15
 
 
 @dataclass(frozen=True)
@@ -141,9 +145,8 @@ class RollingGrid:
         bearing = np.arctan2(y - eye.y, x - eye.x) - eye.yaw
         bearing = (bearing + np.pi) % (2 * np.pi) - np.pi
         ranges = np.hypot(x - eye.x, y - eye.y)
-        reach = np.full(beams, farthest)
         beam = np.clip(((bearing / half_view + 1) / 2 * beams).astype(int), 0, beams - 1)
-        np.minimum.at(reach, beam, ranges)
+        reach = _reaches(beam, ranges, beams, farthest)
 
         centres = (np.arange(self.cells) + 0.5) * self.cell_m
         dx = (centres + self.corner[0] - eye.x)[:, None]
@@ -151,22 +154,21 @@ class RollingGrid:
         cell_range = np.hypot(dx, dy)
         cell_bearing = (np.arctan2(dy, dx) - eye.yaw + np.pi) % (2 * np.pi) - np.pi
         cell_beam = np.clip(((cell_bearing / half_view + 1) / 2 * beams).astype(int), 0, beams - 1)
-        seen = (np.abs(cell_bearing) < half_view) & (cell_range > nearest)
-        seen &= cell_range < reach[cell_beam] - self.cell_m
         trust = np.clip(1 - _DOUBT_PER_M * (cell_range - _SURE_M), _LEAST_TRUST, 1)
-        self.odds[seen] -= _MISS * trust[seen]
-        self.seen |= seen
 
         # What stands behind is marked when it is seen freely: it is where depth errs most.
-        front = ranges < reach[beam] + _SKIN_M
+        front = (ranges > reach[beam] - _BEFORE_M) & (ranges < reach[beam] + _SKIN_M)
         i, j = self.index(x[front], y[front])
         inside = (i >= 0) & (i < self.cells) & (j >= 0) & (j < self.cells)
         count = np.zeros_like(self.odds)
         np.add.at(count, (i[inside], j[inside]), 1)
         marked = count >= _POINTS_PER_CELL
-        self.odds[marked] += _HIT * trust[marked]
-        self.seen |= marked
-        np.clip(self.odds, _LOW, _HIGH, out=self.odds)
+        seen = (np.abs(cell_bearing) < half_view) & (cell_range > nearest)
+        seen &= (cell_range < reach[cell_beam] - self.cell_m) & ~marked
+        free = np.minimum(self.odds, np.maximum(self.odds - _MISS * trust, _LOW * trust))
+        taken = np.maximum(self.odds, np.minimum(self.odds + _HIT * trust, _HIGH * trust))
+        self.odds = np.where(marked, taken, np.where(seen, free, self.odds)).astype(np.float32)
+        self.seen |= seen | marked
 
     def free(self, pose: Pose, radius: float) -> None:
         """Clear what lies under the robot: it stands there."""
@@ -195,29 +197,31 @@ class RollingGrid:
         self.odds[i[inside], j[inside]] = _HIGH
 
 
+def _reaches(beam: np.ndarray, ranges: np.ndarray, beams: int, farthest: float) -> np.ndarray:
+    """Return the range of the nearest thing in each beam, `farthest` where there is none."""
+    reach = np.full(beams, farthest)
+    order = np.lexsort((ranges, beam))
+    beam, ranges = beam[order], ranges[order]
+    nearer = np.arange(len(beam)) - np.searchsorted(beam, beam)
+    enough = nearer * ranges >= _POINTS_AT_1_M
+    np.minimum.at(reach, beam[enough], ranges[enough])
+    return reach
+
+
 class Planner:
     """Dynamic window (Fox, Burgard, Thrun 1997) that follows the grid's way to the goal.
 
     The cost to the goal over the grid (Dijkstra; cost grows near obstacles and is higher where
     nothing was seen) replaces the original's heading to the goal, so that chairs do not trap it.
-
-    Attributes:
-        squeezing: keep less way to what is marked, and drive slowly.
     """
 
     def __init__(self, robot: Robot, goal: tuple[float, float]) -> None:
         self.robot = robot
         self.goal = goal
-        self.squeezing = False
         self._coarse = 2
         self._cost: np.ndarray | None = None
         self._distance: np.ndarray | None = None
         self._grid: RollingGrid | None = None
-
-    @property
-    def margin(self) -> float:
-        """Way kept between the robot and what is marked, metres."""
-        return _SQUEEZE_MARGIN_M if self.squeezing else _MARGIN_M
 
     def look(self, grid: RollingGrid) -> None:
         """Compute clearance and cost to the goal from the grid as it is now."""
@@ -233,7 +237,7 @@ class Planner:
         price[unseen.all(axis=(1, 3))] *= _UNSEEN_PRICE
         # Nearer to an obstacle than it should come is dear, not impossible: the robot may have
         # been driven there by a grid that learnt better since. A gap's middle is the least dear.
-        lacking = self.robot.radius + self.margin - clearance
+        lacking = self.robot.radius + _MARGIN_M - clearance
         price += _TIGHT_PRICE * (lacking > 0) + _TIGHTER_PRICE_PER_M * np.maximum(lacking, 0)
         self._cost = self._distances_to_goal(price, grid)
         self._grid = grid
@@ -278,9 +282,8 @@ class Planner:
         assert self._distance is not None and self._cost is not None and self._grid is not None
         robot = self.robot
         reach = robot.acceleration * period
-        fastest = _SQUEEZE_MPS if self.squeezing else robot.max_speed
         slowest = max(0.0, speed - 2 * reach)
-        speeds = np.linspace(slowest, max(slowest, min(fastest, speed + reach)), 5)
+        speeds = np.linspace(slowest, max(slowest, min(robot.max_speed, speed + reach)), 5)
         reach = robot.turn_acceleration * period
         turns = np.linspace(
             max(-robot.max_turn, turn - reach), min(robot.max_turn, turn + reach), 11
@@ -294,9 +297,11 @@ class Planner:
         cell = self._grid.cell_m
         clearance = self._sample(self._distance, x, y, cell)
         here = float(self._sample(self._distance, np.array([pose.x]), np.array([pose.y]), cell)[0])
-        # Where the robot already stands too near it may pass, but not drive closer.
-        edge = robot.radius - 0.03
-        needed = min(robot.radius + self.margin - 0.01, max(here - 0.02, min(edge, here - 0.01)))
+        # Where the robot already stands too near it may pass slowly, but not drive closer.
+        least = max(here - 0.02, min(robot.radius - 0.03, here - 0.01))
+        needed = np.where(
+            v <= _SLOW_MPS, min(robot.radius - 0.01, least), robot.radius + _MARGIN_M - 0.01
+        )
         safe = (clearance > needed).all(axis=1) | (v[:, 0] == 0)
         cost = self._sample(self._cost, x[:, -1], y[:, -1], cell * self._coarse)
         aim = self._aim(pose)
