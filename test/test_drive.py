@@ -141,7 +141,7 @@ def test_of_two_ways_the_one_that_was_seen_is_taken():
     grid.add(np.zeros(0), np.zeros(0), Pose(0, -1.2, 0), **VIEW)
     planner.look(grid)
     pose, speed, turn = Pose(0, 0, 0), 0.0, 0.0
-    for _ in range(40):
+    for _ in range(80):
         speed, turn = planner.steer(pose, speed, turn, 0.1)
         pose = pose.moved(speed, turn, 0.1)
     assert pose.x > 0.5 and pose.y < -0.2
@@ -153,6 +153,7 @@ def test_a_gap_barely_wider_than_the_robot_is_passed_slowly(gap, passes):
     robot = Robot()
     grid, planner = RollingGrid(), Planner(robot, (3.0, 0.0))
     grid.centre_on(Pose(0, 0, 0))
+    grid.seen[:] = True
     for side in (-1, 1):
         x = np.arange(0.8, 1.6, 0.01)
         i, j = grid.index(x, np.full(x.size, side * (gap / 2 + 0.025)))
@@ -167,6 +168,23 @@ def test_a_gap_barely_wider_than_the_robot_is_passed_slowly(gap, passes):
             fastest = max(fastest, speed)
     assert (pose.x > 1.6) == passes
     assert fastest <= 0.15 + 1e-6
+
+
+@pytest.mark.parametrize('seen', [True, False])
+def test_the_robot_is_fast_only_where_something_was_seen(seen):
+    robot = Robot()
+    grid, planner = RollingGrid(), Planner(robot, (3.0, 0.0))
+    grid.centre_on(Pose(0, 0, 0))
+    grid.seen[:] = seen
+    planner.look(grid)
+    pose, speed, turn, fastest = Pose(0, 0, 0), 0.0, 0.0, 0.0
+    for _ in range(60):
+        speed, turn = planner.steer(pose, speed, turn, 0.1)
+        pose = pose.moved(speed, turn, 0.1)
+        fastest = max(fastest, speed)
+    assert pose.x > 0.5
+    assert (fastest > 0.9 * robot.max_speed) == seen
+    assert seen or fastest <= 0.15 + 1e-6
 
 
 def test_one_near_view_corrects_many_far_ones():

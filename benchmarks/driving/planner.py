@@ -28,6 +28,8 @@ _BEFORE_M, _SKIN_M = 0.05, 0.25
 # Way kept between the robot and what is marked: half a cell and what a camera errs. None is kept
 # up to this speed, or the robot would stand for good before many a gap it could pass.
 _MARGIN_M, _SLOW_MPS = 0.06, 0.15
+# Faster than that, it stays so far, in metres, from what no view showed.
+_UNSEEN_MARGIN_M = 0.15
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,11 @@ def _reaches(beam: np.ndarray, ranges: np.ndarray, beams: int, farthest: float) 
     return reach
 
 
+def _distance_to(cells: np.ndarray) -> np.ndarray:
+    """Return the distance in cells from each cell to the nearest of these."""
+    return cv2.distanceTransform((~cells).astype(np.uint8), cv2.DIST_L2, 5)
+
+
 class Planner:
     """Dynamic window (Fox, Burgard, Thrun 1997) that follows the grid's way to the goal.
 
@@ -221,12 +228,13 @@ class Planner:
         self._coarse = 2
         self._cost: np.ndarray | None = None
         self._distance: np.ndarray | None = None
+        self._unseen: np.ndarray | None = None
         self._grid: RollingGrid | None = None
 
     def look(self, grid: RollingGrid) -> None:
         """Compute clearance and cost to the goal from the grid as it is now."""
-        free = (~grid.taken).astype(np.uint8)
-        self._distance = cv2.distanceTransform(free, cv2.DIST_L2, 5) * grid.cell_m
+        self._distance = _distance_to(grid.taken) * grid.cell_m
+        self._unseen = _distance_to(~grid.seen) * grid.cell_m
         step = self._coarse
         cells = grid.cells // step
         blocks = self._distance[: cells * step, : cells * step].reshape(cells, step, cells, step)
@@ -279,7 +287,8 @@ class Planner:
 
     def steer(self, pose: Pose, speed: float, turn: float, period: float) -> tuple[float, float]:
         """Choose the speed (m/s) and the turn (rad/s) for the next `period` seconds."""
-        assert self._distance is not None and self._cost is not None and self._grid is not None
+        assert self._distance is not None and self._unseen is not None
+        assert self._cost is not None and self._grid is not None
         robot = self.robot
         reach = robot.acceleration * period
         slowest = max(0.0, speed - 2 * reach)
@@ -302,7 +311,8 @@ class Planner:
         needed = np.where(
             v <= _SLOW_MPS, min(robot.radius - 0.01, least), robot.radius + _MARGIN_M - 0.01
         )
-        safe = (clearance > needed).all(axis=1) | (v[:, 0] == 0)
+        known = self._sample(self._unseen, x, y, cell) > _UNSEEN_MARGIN_M
+        safe = ((clearance > needed) & (known | (v <= _SLOW_MPS))).all(axis=1) | (v[:, 0] == 0)
         cost = self._sample(self._cost, x[:, -1], y[:, -1], cell * self._coarse)
         aim = self._aim(pose)
         off = np.abs((aim - yaw[:, -1] + np.pi) % (2 * np.pi) - np.pi)
