@@ -44,6 +44,16 @@ def wall(x, low, high):
     return np.full(y.size, x), y
 
 
+def steered(planner, steps):
+    """Return pose and speed after each step of 0.1 s, from a standstill at the origin."""
+    pose, speed, turn, way = Pose(0, 0, 0), 0.0, 0.0, []
+    for _ in range(steps):
+        speed, turn = planner.steer(pose, speed, turn, 0.1)
+        pose = pose.moved(speed, turn, 0.1)
+        way.append((pose, speed))
+    return way
+
+
 @PROPERTY
 @given(x=st.floats(-3, 3), y=st.floats(-3, 3))
 def test_marks_stay_where_they_are_while_the_grid_rolls(x, y):
@@ -140,10 +150,7 @@ def test_of_two_ways_the_one_that_was_seen_is_taken():
         grid.add(*wall(1.5, -0.6, 0.6), Pose(0, 0, 0), **VIEW)
     grid.add(np.zeros(0), np.zeros(0), Pose(0, -1.2, 0), **VIEW)
     planner.look(grid)
-    pose, speed, turn = Pose(0, 0, 0), 0.0, 0.0
-    for _ in range(80):
-        speed, turn = planner.steer(pose, speed, turn, 0.1)
-        pose = pose.moved(speed, turn, 0.1)
+    pose, _ = steered(planner, 80)[-1]
     assert pose.x > 0.5 and pose.y < -0.2
 
 
@@ -160,14 +167,9 @@ def test_a_gap_barely_wider_than_the_robot_is_passed_slowly(gap, passes):
         for row in range(80):
             grid.odds[i, np.clip(j + side * row, 0, grid.cells - 1)] = 2.0
     planner.look(grid)
-    pose, speed, turn, fastest = Pose(0, 0, 0), 0.0, 0.0, 0.0
-    for _ in range(200):
-        speed, turn = planner.steer(pose, speed, turn, 0.1)
-        pose = pose.moved(speed, turn, 0.1)
-        if 0.8 < pose.x < 1.6:
-            fastest = max(fastest, speed)
-    assert (pose.x > 1.6) == passes
-    assert fastest <= 0.15 + 1e-6
+    way = steered(planner, 200)
+    assert (way[-1][0].x > 1.6) == passes
+    assert all(speed <= 0.15 + 1e-6 for pose, speed in way if 0.8 < pose.x < 1.6)
 
 
 @pytest.mark.parametrize('seen', [True, False])
@@ -177,12 +179,9 @@ def test_the_robot_is_fast_only_where_something_was_seen(seen):
     grid.centre_on(Pose(0, 0, 0))
     grid.seen[:] = seen
     planner.look(grid)
-    pose, speed, turn, fastest = Pose(0, 0, 0), 0.0, 0.0, 0.0
-    for _ in range(60):
-        speed, turn = planner.steer(pose, speed, turn, 0.1)
-        pose = pose.moved(speed, turn, 0.1)
-        fastest = max(fastest, speed)
-    assert pose.x > 0.5
+    way = steered(planner, 60)
+    fastest = max(speed for _, speed in way)
+    assert way[-1][0].x > 0.5
     assert (fastest > 0.9 * robot.max_speed) == seen
     assert seen or fastest <= 0.15 + 1e-6
 

@@ -28,8 +28,8 @@ _BEFORE_M, _SKIN_M = 0.05, 0.25
 # Way kept between the robot and what is marked: half a cell and what a camera errs. None is kept
 # up to this speed, or the robot would stand for good before many a gap it could pass.
 _MARGIN_M, _SLOW_MPS = 0.06, 0.15
-# Faster than that, it stays so far, in metres, from what no view showed.
-_UNSEEN_MARGIN_M = 0.15
+# Faster than that, the robot's centre stays so far, in metres, from what no view showed.
+_UNSEEN_APART_M = 0.15
 
 
 @dataclass(frozen=True)
@@ -228,13 +228,13 @@ class Planner:
         self._coarse = 2
         self._cost: np.ndarray | None = None
         self._distance: np.ndarray | None = None
-        self._unseen: np.ndarray | None = None
+        self._unseen_distance: np.ndarray | None = None
         self._grid: RollingGrid | None = None
 
     def look(self, grid: RollingGrid) -> None:
         """Compute clearance and cost to the goal from the grid as it is now."""
         self._distance = _distance_to(grid.taken) * grid.cell_m
-        self._unseen = _distance_to(~grid.seen) * grid.cell_m
+        self._unseen_distance = _distance_to(~grid.seen) * grid.cell_m
         step = self._coarse
         cells = grid.cells // step
         blocks = self._distance[: cells * step, : cells * step].reshape(cells, step, cells, step)
@@ -287,7 +287,7 @@ class Planner:
 
     def steer(self, pose: Pose, speed: float, turn: float, period: float) -> tuple[float, float]:
         """Choose the speed (m/s) and the turn (rad/s) for the next `period` seconds."""
-        assert self._distance is not None and self._unseen is not None
+        assert self._distance is not None and self._unseen_distance is not None
         assert self._cost is not None and self._grid is not None
         robot = self.robot
         reach = robot.acceleration * period
@@ -311,7 +311,7 @@ class Planner:
         needed = np.where(
             v <= _SLOW_MPS, min(robot.radius - 0.01, least), robot.radius + _MARGIN_M - 0.01
         )
-        known = self._sample(self._unseen, x, y, cell) > _UNSEEN_MARGIN_M
+        known = self._sample(self._unseen_distance, x, y, cell) > _UNSEEN_APART_M
         safe = ((clearance > needed) & (known | (v <= _SLOW_MPS))).all(axis=1) | (v[:, 0] == 0)
         cost = self._sample(self._cost, x[:, -1], y[:, -1], cell * self._coarse)
         aim = self._aim(pose)
