@@ -245,6 +245,37 @@ def test_the_cameras_height_corrects_the_scale(tmp_path):
     assert estimated.distance == pytest.approx(0.48, rel=0.02)
 
 
+@pytest.mark.parametrize('encoding', ['32FC1', '16UC1'])
+def test_depth_for_maps_is_scaled(tmp_path, encoding):
+    bundle = bundle_of(room(), tmp_path, depth_factor=0.8)
+    topics = ('floor', 'depth/image', 'depth/scaled')
+    with node_of(bundle, camera_height=0.6, scale='apply', depth_encoding=encoding) as rig:
+        floor, plain, scaled = perceive(rig, *topics, kinds=(FloorPlane, Image, Image))
+    assert floor.scale == pytest.approx(1.25, rel=0.02)
+    depth, corrected = (pixels_of(image).astype(float) for image in (plain, scaled))
+    assert scaled.encoding == encoding and corrected.shape == depth.shape
+    step = 1.0 if encoding == '16UC1' else 1e-5
+    np.testing.assert_allclose(corrected, floor.scale * depth, atol=step, rtol=1e-5)
+    assert scaled.header == plain.header
+
+
+@pytest.mark.parametrize(
+    ('parameters', 'sentence'),
+    [
+        ({'scale': 'apply'}, 'scale: apply has no effect'),
+        ({'scale': 'estimate', 'camera_height': 0.6}, 'no depth/scaled: it needs scale: apply'),
+    ],
+    ids=['no height', 'not applied'],
+)
+def test_without_a_scale_depth_for_maps_is_silent(tmp_path, parameters, sentence):
+    with node_of(bundle_of(room(), tmp_path), **parameters) as rig:
+        log = rig.log()
+        rig.collect('/perception/depth/scaled', Image)
+        perceive(rig, 'depth/image', kinds=(Image,))
+        rig.wait(lambda: any(sentence in entry.msg for entry in log), sentence)
+        assert not rig.received['/perception/depth/scaled']
+
+
 @pytest.mark.parametrize(
     ('parameters', 'sentence'),
     [

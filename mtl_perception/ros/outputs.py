@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import array
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ _IMAGES = {
     'segmentation/color': ('label',),
     'segmentation/overlay': ('label',),  # or boxes alone
     'depth/image': ('depth',),
+    'depth/scaled': ('depth',),
     'depth/color': ('depth',),
     'normals/image': ('normal',),
     'normals/color': ('normal',),
@@ -74,6 +75,7 @@ class Perceived:
         calibration: of the input; None when unknown.
         rectified: whether `frame` has no distortion left.
         prediction: of the network.
+        scale: factor that makes its depth metric; None where none is applied.
     """
 
     header: Header
@@ -81,6 +83,7 @@ class Perceived:
     calibration: Calibration | None
     rectified: bool
     prediction: Prediction
+    scale: float | None
 
 
 class ImageOutputs:
@@ -161,6 +164,9 @@ class ImageOutputs:
             labels: label space of mask, color and overlay.
             settings: of the node.
         """
+        wanted = set(wanted)
+        if perceived.scale is None:
+            wanted.discard('depth/scaled')
         prediction, shown = perceived.prediction, _shown(wanted)
         if _NEED_SURE_LABELS & shown and prediction.label is not None:
             if self._sure_label.shape != prediction.label.shape:
@@ -222,10 +228,11 @@ class ImageOutputs:
                 views.colorize_labels(self._sure_label, labels.classes, out('rgb8'))
             case 'segmentation/overlay':
                 self._overlay(perceived, labels, settings, out('rgb8'))
-            case 'depth/image' if settings.depth_encoding == '16UC1':
-                _to_millimetres(values, out('16UC1'))
             case 'depth/image':
-                np.copyto(out('32FC1'), values)
+                _write_depth(values, 1.0, settings.depth_encoding, out)
+            case 'depth/scaled':
+                assert perceived.scale is not None
+                _write_depth(values, perceived.scale, settings.depth_encoding, out)
             case 'depth/color':
                 low, high = settings.color_min_depth, settings.color_max_depth
                 views.colorize_depth(values, max(low, 0.01), high, out('rgb8'))
@@ -294,11 +301,16 @@ def picture(frame: CameraFrame, height: int, width: int) -> np.ndarray:
     return to_rgb(pixels, encoding)
 
 
-def _to_millimetres(depth: np.ndarray, out: np.ndarray) -> None:
-    """Write metres as whole millimetres, 0 where invalid or beyond 65.535 m."""
-    millimetres = np.rint(depth * np.float32(_MILLIMETRES))
+def _write_depth(
+    depth: np.ndarray, scale: float, encoding: str, out: Callable[[str], np.ndarray]
+) -> None:
+    """Write scaled metres, or whole millimetres with 0 where invalid or beyond 65.535 m."""
+    if encoding == '32FC1':
+        np.multiply(depth, np.float32(scale), out=out(encoding))
+        return
+    millimetres = np.rint(depth * np.float32(scale * _MILLIMETRES))
     valid = (millimetres > 0) & (millimetres <= _LARGEST_MILLIMETRES)
-    np.copyto(out, np.where(valid, millimetres, 0), casting='unsafe')
+    np.copyto(out(encoding), np.where(valid, millimetres, 0), casting='unsafe')
 
 
 def _publisher(node: Node, kind: type, topic: str, profile: QoSProfile) -> Publisher:

@@ -38,6 +38,7 @@ OUTPUT_TOPICS = (
     'segmentation/overlay',
     'segmentation/camera_info',
     'depth/image',
+    'depth/scaled',
     'depth/color',
     'depth/camera_info',
     'normals/image',
@@ -332,8 +333,8 @@ class Settings:
     )
     depth_encoding: str = _parameter(
         '32FC1',
-        'Encoding of depth/image: 32FC1 metres with NaN = invalid, or 16UC1 millimetres with 0 = '
-        'invalid.',
+        'Encoding of depth/image and depth/scaled: 32FC1 metres with NaN = invalid, or 16UC1 '
+        'millimetres with 0 = invalid.',
         choices=('32FC1', '16UC1'),
     )
     color_min_depth: float = _parameter(
@@ -363,9 +364,9 @@ class Settings:
     )
     scale: str = _parameter(
         'off',
-        'Correction of depth for points, obstacles, scan, floor and detections_3d by the known '
-        'camera height or another sensor (scale_reference): off, estimate (published in ~/floor) '
-        'or apply.',
+        'Correction of depth for points, obstacles, scan, floor, depth/scaled and detections_3d '
+        'by the known camera height or another sensor (scale_reference): off, estimate '
+        '(published in ~/floor) or apply.',
         choices=('off', 'estimate', 'apply'),
     )
     points_stride: int = _parameter(

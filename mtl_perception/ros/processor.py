@@ -334,13 +334,6 @@ class Processor:
         durations['resize'] += timings.get('prepare', 0.0)
         durations['infer'] = timings.get('infer', 0.0)
         durations['post'] = timings.get('post', 0.0) + (turned - began) * 1e3
-        perceived = Perceived(
-            frame.header,
-            frame.frame,
-            frame.calibration,
-            frame.rectified,
-            _remember(channel.classes, prediction, frame.header, settings),
-        )
         self._sender.wait_for(channel)
         # Another engine may have taken over since the last frame.
         engine, status = self._perceiver.engine, channel.status
@@ -349,12 +342,20 @@ class Processor:
         # Before all that may fail: a saved frame is what a bug report needs then.
         if channel.save_request is not None and not _lacks(prediction, self._perceiver):
             self._save(frame, upright)
-        filled = channel.images.fill(perceived, frame.wanted, self._labels(), settings)
-        filled += channel.scenes.fill(
+        scenes = channel.scenes.fill(
             frame.header, frame.upright, upright, frame.degrees, frame.wanted, settings
         )
-        scale = channel.scenes.applied_scale
-        filled += channel.things.fill(perceived, frame.wanted, settings, scale)
+        perceived = Perceived(
+            frame.header,
+            frame.frame,
+            frame.calibration,
+            frame.rectified,
+            _remember(channel.classes, prediction, frame.header, settings),
+            channel.scenes.applied_scale,
+        )
+        filled = channel.images.fill(perceived, frame.wanted, self._labels(), settings)
+        filled += scenes
+        filled += channel.things.fill(perceived, frame.wanted, settings)
         size = prediction.size or (0, 0)
         calibrated = prediction.depth_calibrated
         self._sender.send(channel, lambda: self._send(frame, filled, turned, size, calibrated))

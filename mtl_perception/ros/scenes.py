@@ -34,6 +34,9 @@ _KINDS = {
     'floor': FloorPlane,
 }
 
+# Topics of others that the scale is applied to.
+_SCALED_ELSEWHERE = frozenset({'detections_3d', 'depth/scaled'})
+
 # Cosine between an axis of the picture and the vertical above which the axis is upright.
 _STEEP = 0.8
 _NEEDED = frozenset({'label', 'confidence', 'depth', 'normal'})
@@ -48,7 +51,7 @@ class SceneOutputs:
     """Publishers of what is computed from depth; nothing is computed without a subscriber.
 
     Attributes:
-        applied_scale: factor that the last frame's depth was multiplied by; 1 for none.
+        applied_scale: factor that makes the last frame's depth metric; None where none is applied.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class SceneOutputs:
             transforms: says where the camera is.
             profile: that is offered.
         """
-        self.applied_scale = 1.0
+        self.applied_scale: float | None = None
         self._node = node
         self._camera = camera
         self._available = frozenset(available) & _NEEDED
@@ -130,9 +133,7 @@ class SceneOutputs:
         """Return the network's outputs that these topics need."""
         if any(topic in _KINDS for topic in wanted):
             return self._available
-        # Boxes in metres need the scale where it is to be applied.
-        scaled = settings.scale == 'apply' and 'detections_3d' in wanted
-        return self._available if scaled else frozenset()
+        return self._available if _needs_scale(wanted, settings) else frozenset()
 
     def fill(
         self,
@@ -153,18 +154,25 @@ class SceneOutputs:
             wanted: topics from `wanted`.
             settings: of the node.
         """
-        self.applied_scale = 1.0
+        self.applied_scale = None
         topics = {topic for topic in wanted if topic in _KINDS}
         asked = set(topics)
-        if settings.scale == 'apply' and 'detections_3d' in wanted:
+        if _needs_scale(wanted, settings):
             asked.add('floor')  # which says the scale
+        elif 'depth/scaled' in wanted:
+            self._camera.warn(
+                'scaled depth',
+                f'{self._camera.label}: no depth/scaled: it needs scale: apply, but scale is '
+                f'{settings.scale}',
+            )
         if not asked:
             return []
         if prediction.intrinsics is None or prediction.depth is None:
-            if topics:
+            silent = topics | ({'depth/scaled'} & set(wanted))
+            if silent:
                 self._camera.warn(
                     'scene',
-                    f'{self._camera.label}: no {", ".join(sorted(topics))}: they need a '
+                    f'{self._camera.label}: no {", ".join(sorted(silent))}: they need a '
                     'calibrated camera: publish camera_info or set focal_length_px',
                 )
             return []
@@ -197,7 +205,8 @@ class SceneOutputs:
             self._camera.warn(
                 'scale off',
                 f'{self._camera.label}: scale: apply has no effect yet: what tells the scale, the '
-                "floor or the reference, was not seen well enough; depth is the network's own",
+                "floor or the reference, was not seen well enough; depth is the network's own, "
+                'and there is no depth/scaled',
             )
         if scene.scale.warning:
             self._camera.warn('scale', f'{self._camera.label}: {scene.scale.warning}')
@@ -381,6 +390,11 @@ class SceneOutputs:
         message.angle_increment = config.angle_increment
         message.range_min, message.range_max = config.range_min, config.range_max
         message.ranges = array.array('f', np.ascontiguousarray(scene.scan.ranges, np.float32))
+
+
+def _needs_scale(wanted: Collection[str], settings: Settings) -> bool:
+    """Tell whether the scale is to be applied to what others publish."""
+    return settings.scale == 'apply' and not _SCALED_ELSEWHERE.isdisjoint(wanted)
 
 
 def _cloud_message(dtype: np.dtype) -> PointCloud2:

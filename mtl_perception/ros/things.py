@@ -10,7 +10,6 @@ import numpy as np
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from std_msgs.msg import Header
 
 from mtl_perception.bundle import ModelBundle, ranked_classes
 from mtl_perception.encodings import picture_size
@@ -144,20 +143,13 @@ class ThingOutputs:
             needed.add('label')
         return needed
 
-    def fill(
-        self,
-        perceived: Perceived,
-        wanted: Collection[str],
-        settings: Settings,
-        scale: float,
-    ) -> Filled:
+    def fill(self, perceived: Perceived, wanted: Collection[str], settings: Settings) -> Filled:
         """Return the wanted topics' messages.
 
         Args:
             perceived: the frame in the camera's own orientation; it has what `needed` named.
             wanted: topics from `wanted`.
             settings: of the node.
-            scale: factor that makes depth metric, 1 where none is to be applied.
         """
         filled: Filled = []
         prediction, header = perceived.prediction, perceived.header
@@ -174,7 +166,7 @@ class ThingOutputs:
                     'publish camera_info or set focal_length_px',
                 )
             else:
-                message = self._detections_3d(header, prediction, sure, scale)
+                message = self._detections_3d(perceived, sure)
                 filled.append((self._publishers['detections_3d'], message))
         if 'classification' in wanted:
             assert prediction.class_scores is not None
@@ -211,10 +203,10 @@ class ThingOutputs:
             )
         return message
 
-    def _detections_3d(
-        self, header: Header, prediction: Prediction, sure: np.ndarray, scale: float
-    ) -> Any:
+    def _detections_3d(self, perceived: Perceived, sure: np.ndarray) -> Any:
         """Return the boxes in metres in the camera's optical frame; those without depth go."""
+        header, prediction = perceived.header, perceived.prediction
+        scale = 1.0 if perceived.scale is None else perceived.scale
         assert prediction.boxes is not None and prediction.box_labels is not None
         assert prediction.depth is not None and prediction.intrinsics is not None
         own_pixels = self._own_pixels(prediction, sure)
