@@ -11,7 +11,7 @@ import torch
 
 from mtl_perception.bundle import ModelBundle
 from mtl_perception.datasets import IGNORE, DatasetError
-from mtl_perception.engines import EngineError, identify, open_engine
+from mtl_perception.engines import check_unchanged, identify, open_engine
 from mtl_perception.evaluation.scoring import comparable
 from mtl_perception.metrics import MultiTaskMetrics
 from mtl_perception.perceiver import Perceiver
@@ -149,11 +149,7 @@ def evaluate_bundle(
             indices = progress(indices, len(recording), 'evaluating')
         for frame, _ in zip(recording.frames(), indices, strict=False):
             metrics.update(*comparable(frame, perceiver.perceive(frame.frame), bundle))
-        if identify(runner) != began_on:
-            raise EngineError(
-                f'the engine changed while it was measured ({runner.remark}): measure again, with '
-                '--engine openvino where the GPU fails'
-            )
+        check_unchanged(runner, began_on)
     finally:
         runner.close()
     if recording.skipped:

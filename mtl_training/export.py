@@ -38,6 +38,7 @@ from mtl_perception.bundle import (
     TrainingSpec,
     nyu13_classes,
 )
+from mtl_perception.engines.precision import HALF_MAX
 from mtl_perception.frames import CameraFrame
 from mtl_perception.letterbox import Letterbox, Size, fit
 from mtl_training import lineage
@@ -53,7 +54,6 @@ from mtl_training.networks.padding import with_constant_padding
 from mtl_training.run_state import load_network
 
 OPSET = 18
-LARGEST_HALF = 65504.0
 STRIDE = 32
 PARITY_PICTURES = 4
 MIN_LABEL_AGREEMENT = 0.995
@@ -199,10 +199,10 @@ def store_half_weights(model: onnx.ModelProto) -> None:
         values = numpy_helper.to_array(tensor)
         if values.size < 2:
             continue
-        if not np.isfinite(values).all() or np.abs(values).max() > LARGEST_HALF:
+        if not np.isfinite(values).all() or np.abs(values).max() > HALF_MAX:
             raise ExportError(
                 f'weight {tensor.name} reaches {np.abs(values).max():.3g}, beyond float16 '
-                f'({LARGEST_HALF:.0f}): train with weight decay or clipping'
+                f'({HALF_MAX:.0f}): train with weight decay or clipping'
             )
         name = tensor.name
         half = numpy_helper.from_array(values.astype(np.float16), f'{name}.half')

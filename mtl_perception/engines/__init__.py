@@ -11,7 +11,16 @@ import numpy as np
 from ..bundle import ModelBundle
 from ._interface import EngineError, Size
 
-__all__ = ['ENGINES', 'PRECISIONS', 'Engine', 'EngineError', 'Size', 'identify', 'open_engine']
+__all__ = [
+    'ENGINES',
+    'PRECISIONS',
+    'Engine',
+    'EngineError',
+    'Size',
+    'check_unchanged',
+    'identify',
+    'open_engine',
+]
 
 ENGINES = ('auto', 'openvino', 'onnxruntime', 'tensorrt', 'tensorrt_rtx')
 PRECISIONS = ('auto', 'float32', 'bfloat16', 'float16', 'int8')
@@ -148,6 +157,23 @@ def open_engine(
 def identify(engine: Engine) -> dict[str, str]:
     """Return which runtime computes, on what and in which precision, as results state it."""
     return {'name': engine.name, 'device': engine.device, 'precision': engine.precision}
+
+
+def check_unchanged(engine: Engine, began_on: dict[str, str]) -> None:
+    """Refuse figures of two engines.
+
+    Args:
+        engine: that was measured.
+        began_on: what `identify` said of it before.
+
+    Raises:
+        EngineError: another runtime has taken over since then.
+    """
+    if identify(engine) != began_on:
+        raise EngineError(
+            f'the engine changed while it was measured, so that the figures would be of two '
+            f'({engine.remark}): measure again, with --engine openvino where the GPU fails'
+        )
 
 
 def _open_cpu(

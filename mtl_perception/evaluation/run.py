@@ -18,7 +18,7 @@ from mtl_perception.allocator import keep_freed_memory
 from mtl_perception.bundle import ModelBundle
 from mtl_perception.datasets import IGNORE
 from mtl_perception.encodings import EncodingError
-from mtl_perception.engines import identify, open_engine
+from mtl_perception.engines import check_unchanged, identify, open_engine
 from mtl_perception.evaluation.gallery import Gallery, Shown, choose
 from mtl_perception.evaluation.pipeline import predict_all
 from mtl_perception.evaluation.record import Recorder
@@ -117,7 +117,8 @@ def evaluate_recording(
         progress: called with frames done and frames announced.
 
     Raises:
-        EvaluationError: not one frame could be evaluated, or another engine took over meanwhile.
+        EvaluationError: not one frame could be evaluated.
+        EngineError: another engine took over meanwhile.
         ValueError: the recording cannot be opened.
     """
     started = time.perf_counter()
@@ -170,12 +171,7 @@ def evaluate_recording(
                 f'no frame of {path} could be evaluated: '
                 + ('; '.join([*reasons, *recording.remarks]) or 'it holds no pictures')
             )
-        if identify(perceiver.engine) != engine:
-            raise EvaluationError(
-                f'the engine changed while {path} was evaluated, so that its figures would be of '
-                f'two ({perceiver.engine.remark}): evaluate again, with --engine openvino where '
-                'the GPU fails'
-            )
+        check_unchanged(perceiver.engine, engine)
         recording.skipped.update(scorer.unknown)
         spool.flush()
         info = {
