@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +26,13 @@ from sensor_msgs.msg import Image, LaserScan, PointCloud2
 from tiny_graph import tiny_manifest
 
 from mtl_perception.bundle import ClassSpec, DepthSpec, DetectionSpec, InputSpec, ModelBundle
+from mtl_perception.datasets import PictureFolder
 from mtl_perception.frames import Intrinsics
 from mtl_perception.geometry.pipeline import SceneGeometry
 from mtl_perception.msg import FloorPlane
+from mtl_perception.orientation import turn_image
 from mtl_perception.ros.poses import pose_matrix
+from mtl_perception.srv import SaveFrame
 
 pytestmark = pytest.mark.usefixtures('ros_domain')
 
@@ -114,6 +118,7 @@ def bundle_of(
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 18)])
     model.ir_version = 9
     onnx.checker.check_model(model, full_check=True)
+    folder.mkdir(parents=True, exist_ok=True)
     onnx.save(model, folder / 'room.onnx')
     manifest = tiny_manifest().model_copy(
         update={
@@ -417,6 +422,63 @@ def test_a_useless_reference_is_told(tmp_path, size, sentence):
             return any(sentence in entry.msg for entry in log)
 
         rig.wait(told, sentence)
+
+
+@pytest.mark.parametrize(('encoding', 'degrees'), [('32FC1', 0), ('16UC1', 180)])
+def test_a_depth_cameras_depth_is_saved_as_truth(tmp_path, encoding, degrees):
+    view = room()
+    depth = view.prediction.depth.copy()
+    depth[: HEIGHT // 8] = np.nan if encoding == '32FC1' else 0
+    pixels = depth if encoding == '32FC1' else np.rint(depth * 1000).astype(np.uint16)
+    with node_of(
+        bundle_of(view, tmp_path / 'bundle', depth_factor=1.3),
+        rotate=degrees,
+        scale_reference='depth_image',
+        scale_reference_topic='/reference',
+        save_folder=str(tmp_path),
+    ) as rig:
+        rig.calibrate(camera_info())
+        reference = image_message(turn_image(pixels, -degrees), encoding)
+        publisher = rig.publisher('/reference', Image, reliable=True)
+        picture = image_message(turn_image(textured(), -degrees))
+
+        def send():
+            reference.header.stamp = rig.stamp()
+            publisher.publish(reference)
+            rig.send(picture)
+
+        request = SaveFrame.Request(name='truth')
+        answer = rig.wait(
+            lambda: (a := rig.call_while(send, SaveFrame, 'save_frame', request)).success and a,
+            'a saved frame',
+        )
+    saved = PictureFolder(tmp_path, 'truth').read(0)
+    np.testing.assert_array_equal(saved.rgb, textured())
+    known = np.isfinite(depth) & (depth > 0)
+    np.testing.assert_allclose(saved.depth[known], depth[known], atol=1e-3)
+    assert not saved.depth[~known].any() and not known.all()
+    assert saved.normals_source != 'file'
+    notes = json.loads((tmp_path / 'truth' / 'cameras.json').read_text())['frames']
+    assert notes[Path(answer.path).stem]['notes']['depth'] == 'depth camera'
+
+
+def test_without_its_depth_camera_nothing_is_saved(tmp_path):
+    with node_of(
+        bundle_of(room(), tmp_path / 'bundle'),
+        scale_reference='depth_image',
+        scale_reference_topic='/reference',
+        save_folder=str(tmp_path),
+    ) as rig:
+        rig.calibrate(camera_info())
+        answer = rig.call_while(
+            lambda: rig.send(image_message(textured())),
+            SaveFrame,
+            'save_frame',
+            SaveFrame.Request(name='truth'),
+        )
+    assert not answer.success
+    assert 'nothing has arrived on /reference' in answer.message
+    assert not (tmp_path / 'truth').exists()
 
 
 def test_points_are_thinned_on_request(tmp_path):

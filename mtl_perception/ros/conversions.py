@@ -37,6 +37,9 @@ Reason = Literal[
 UNREADABLE: frozenset[Reason] = frozenset({'bad_encoding', 'bad_size', 'bad_data', 'too_large'})
 """Reasons that lie in a frame's content."""
 
+_MILLIMETRES = 1000.0
+_LARGEST_MILLIMETRES = 65535.0
+
 _MEASUREMENTS = frozenset({'32FC1', '32FC3'})
 
 
@@ -149,6 +152,13 @@ def writable_array(message: Image, height: int, width: int, encoding: str) -> np
     message.is_bigendian = 0
     shape = (height, width) if channels == 1 else (height, width, channels)
     return np.frombuffer(message.data, dtype).reshape(shape)
+
+
+def to_millimetres(depth: np.ndarray, scale: float = 1.0) -> np.ndarray:
+    """Return scaled metres as uint16 millimetres, 0 where invalid or beyond 65.535 m."""
+    millimetres = np.rint(depth * np.float32(scale * _MILLIMETRES))
+    valid = (millimetres > 0) & (millimetres <= _LARGEST_MILLIMETRES)
+    return np.where(valid, millimetres, 0).astype(np.uint16)
 
 
 _OUTPUT_TYPES = {

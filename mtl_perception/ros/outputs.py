@@ -21,7 +21,11 @@ from mtl_perception.calibration import Calibration
 from mtl_perception.encodings import can_resize, to_rgb
 from mtl_perception.frames import CameraFrame, Prediction
 from mtl_perception.ros import qos
-from mtl_perception.ros.conversions import fill_camera_info, writable_array
+from mtl_perception.ros.conversions import (
+    fill_camera_info,
+    to_millimetres,
+    writable_array,
+)
 from mtl_perception.ros.labels import LabelSpace
 from mtl_perception.ros.parameters import Settings
 
@@ -57,9 +61,6 @@ _INFOS = {
 _OVERLAY = 'segmentation/overlay'
 _JPEG_QUALITY = 85
 _NEED_SURE_LABELS = frozenset({'segmentation/mask', 'segmentation/color', _OVERLAY})
-
-_MILLIMETRES = 1000.0
-_LARGEST_MILLIMETRES = 65535.0
 
 Filled = list[tuple[Publisher, Any]]
 """Messages that are ready, with their publishers."""
@@ -308,9 +309,7 @@ def _write_depth(
     if encoding == '32FC1':
         np.multiply(depth, np.float32(scale), out=out(encoding))
         return
-    millimetres = np.rint(depth * np.float32(scale * _MILLIMETRES))
-    valid = (millimetres > 0) & (millimetres <= _LARGEST_MILLIMETRES)
-    np.copyto(out(encoding), np.where(valid, millimetres, 0), casting='unsafe')
+    np.copyto(out(encoding), to_millimetres(depth, scale))
 
 
 def _publisher(node: Node, kind: type, topic: str, profile: QoSProfile) -> Publisher:

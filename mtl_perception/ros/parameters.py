@@ -152,7 +152,7 @@ class CameraSettings:
         'camera_height',
         "What tells the scale of depth: camera_height (the camera's own, or its pose's), "
         'laser_scan (sensor_msgs/LaserScan) or depth_image (sensor_msgs/Image, 32FC1 or 16UC1, '
-        'seen from this camera; may be sparse).',
+        'seen from this camera; may be sparse; save_frame saves it, too).',
         choices=('camera_height', 'laser_scan', 'depth_image'),
         when=CONFIGURE,
     )

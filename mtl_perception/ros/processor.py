@@ -31,6 +31,7 @@ from mtl_perception.ros.labels import LabelSpace
 from mtl_perception.ros.outputs import Filled, ImageOutputs, Perceived
 from mtl_perception.ros.parameters import Settings
 from mtl_perception.ros.poses import TransformSource
+from mtl_perception.ros.references import ReferenceProblem
 from mtl_perception.ros.saving import SavedFrame, SavingError, describe_things, save
 from mtl_perception.ros.scenes import SceneOutputs
 from mtl_perception.ros.sender import Sender
@@ -443,9 +444,15 @@ class Processor:
         things = describe_things(
             bundle, prediction, (height, width), self._settings().detection_threshold
         )
-        saved = SavedFrame(frame.upright, prediction, intrinsics, notes, things)
         try:
+            sensed = frame.channel.scenes.sensed_depth(
+                frame.header, (height, width), frame.degrees
+            )
+            notes['depth'] = 'predicted' if sensed is None else 'depth camera'
+            saved = SavedFrame(frame.upright, prediction, intrinsics, notes, things, sensed)
             path = save(request.folder, saved)
+        except ReferenceProblem as problem:
+            request.answer(SavingError(f'nothing is saved without the depth camera: {problem}'))
         except SavingError as error:
             request.answer(error)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 
+import cv2
 import numpy as np
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
@@ -31,6 +32,10 @@ _KEPT = 10
 _APART_NS = 100_000_000
 _SAMPLES = 4000
 _MILLIMETRES = 1000.0
+
+
+class ReferenceProblem(ValueError):
+    """A reference that says nothing about this moment; the message says why."""
 
 
 class ScaleReference:
@@ -100,25 +105,49 @@ class ScaleReference:
             base_from_upright: [4, 4], frame of the upright picture to the base frame.
             degrees: clockwise turn that made the picture upright.
         """
-        message = self._nearest(to_nanoseconds(header.stamp))
-        if message is None:
-            self.problem = (
-                f'no message of {self._topic} has the time of the image to within 0.1 s'
-                if self._messages
-                else f'nothing has arrived on {self._topic}'
-            )
-            return None
         self.problem = ''
-        if isinstance(message, LaserScan):
-            return self._by_scan(message, prediction, base_frame, base_from_upright)
-        return self._by_depth(message, prediction, degrees)
+        try:
+            message = self._nearest(to_nanoseconds(header.stamp))
+            if isinstance(message, LaserScan):
+                return self._by_scan(message, prediction, base_frame, base_from_upright)
+            return self._by_depth(message, prediction, degrees)
+        except ReferenceProblem as problem:
+            self.problem = str(problem)
+            return None
 
-    def _nearest(self, stamp_ns: int) -> LaserScan | Image | None:
+    def sensed_depth(
+        self, header: Header, picture: tuple[int, int], degrees: int
+    ) -> np.ndarray | None:
+        """Return what a depth camera measured at the image's moment; None of a laser.
+
+        Args:
+            header: of the image.
+            picture: (height, width) of the upright picture.
+            degrees: clockwise turn that made it upright.
+
+        Returns:
+            float32 of that size, metres; 0 or NaN where nothing was measured.
+
+        Raises:
+            ReferenceProblem: there is none of that moment, or it does not belong to the picture.
+        """
+        if self._kind != DEPTH_IMAGE:
+            return None
+        message = self._nearest(to_nanoseconds(header.stamp))
+        assert isinstance(message, Image)
+        depth = _metres(_upright(message, degrees, picture))
+        return cv2.resize(depth, picture[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+
+    def _nearest(self, stamp_ns: int) -> LaserScan | Image:
         with self._lock:
             messages = tuple(self._messages)
+        if not messages:
+            raise ReferenceProblem(f'nothing has arrived on {self._topic}')
         apart = [abs(to_nanoseconds(message.header.stamp) - stamp_ns) for message in messages]
-        if not apart or min(apart) > _APART_NS:
-            return None
+        if min(apart) > _APART_NS:
+            raise ReferenceProblem(
+                f'no message of {self._topic} has the time of the image to within 0.1 s'
+            )
         return messages[apart.index(min(apart))]
 
     def _by_scan(
@@ -129,15 +158,15 @@ class ScaleReference:
         base_from_upright: np.ndarray | None,
     ) -> ScaleObservation | None:
         if base_from_upright is None:
-            self.problem = 'the laser scan is of no use while the camera has no place on the robot'
-            return None
+            raise ReferenceProblem(
+                'the laser scan is of no use while the camera has no place on the robot'
+            )
         base_from_laser: np.ndarray | None = np.eye(4)
         if scan.header.frame_id != base_frame:
-            base_from_laser, self.problem = self._transforms.lookup(
-                base_frame, scan.header.frame_id
-            )
-        if base_from_laser is None:
-            return None
+            base_from_laser, problem = self._transforms.lookup(base_frame, scan.header.frame_id)
+            if base_from_laser is None:
+                raise ReferenceProblem(problem)
+        assert base_from_laser is not None
         assert prediction.depth is not None and prediction.intrinsics is not None
         return scale_from_scan(
             prediction.depth,
@@ -153,45 +182,55 @@ class ScaleReference:
     def _by_depth(
         self, image: Image, prediction: Prediction, degrees: int
     ) -> ScaleObservation | None:
-        try:
-            depth = view_image(
-                image.data,
-                image.height,
-                image.width,
-                image.encoding,
-                image.step,
-                bool(image.is_bigendian),
-            )
-        except EncodingError as error:
-            self.problem = f'the reference depth cannot be read: {error}'
-            return None
-        if image.encoding not in ('32FC1', '16UC1', 'mono16'):
-            self.problem = (
-                f'the reference depth has encoding {image.encoding}: 32FC1 (metres) or 16UC1 '
-                '(millimetres) is expected'
-            )
-            return None
-        depth = turn_image(depth, degrees)
+        assert prediction.depth is not None
+        depth = _upright(image, degrees, prediction.depth.shape)
         v, u = np.nonzero(depth > 0)
         if u.size > _SAMPLES:
             every = u.size // _SAMPLES + 1
             v, u = v[::every], u[::every]
-        z = depth[v, u].astype(np.float64)
-        if depth.dtype == np.uint16:
-            z /= _MILLIMETRES
-        assert prediction.depth is not None
-        (height, width), (own_height, own_width) = prediction.depth.shape, depth.shape
-        scale = width / own_width
-        if abs(own_height * scale - height) > 1:
-            self.problem = (
-                f'the reference depth is {image.width}x{image.height}, which has another aspect '
-                'than the picture: publish it registered to the picture, at its size'
-            )
-            return None
+        scale = prediction.depth.shape[1] / depth.shape[1]
         return scale_from_depths(
             prediction.depth,
             (u + 0.5) * scale - 0.5,
             (v + 0.5) * scale - 0.5,
-            z,
+            _metres(depth[v, u]),
             source='depth image',
         )
+
+
+def _upright(image: Image, degrees: int, picture: tuple[int, ...]) -> np.ndarray:
+    """Return a depth image's own values, turned like the picture that it belongs to.
+
+    Raises:
+        ReferenceProblem: it can't be read, is no depth, or has another aspect than the picture.
+    """
+    try:
+        depth = view_image(
+            image.data,
+            image.height,
+            image.width,
+            image.encoding,
+            image.step,
+            bool(image.is_bigendian),
+        )
+    except EncodingError as error:
+        raise ReferenceProblem(f'the reference depth cannot be read: {error}') from error
+    if image.encoding not in ('32FC1', '16UC1', 'mono16'):
+        raise ReferenceProblem(
+            f'the reference depth has encoding {image.encoding}: 32FC1 (metres) or 16UC1 '
+            '(millimetres) is expected'
+        )
+    depth = turn_image(depth, degrees)
+    (height, width), (own_height, own_width) = picture, depth.shape
+    if abs(own_height * width / own_width - height) > 1:
+        raise ReferenceProblem(
+            f'the reference depth is {image.width}x{image.height}, which has another aspect '
+            'than the picture: publish it registered to the picture, at its size'
+        )
+    return depth
+
+
+def _metres(depth: np.ndarray) -> np.ndarray:
+    """Return a depth image's values as float32 metres."""
+    metres = depth.astype(np.float32)
+    return metres / np.float32(_MILLIMETRES) if depth.dtype == np.uint16 else metres

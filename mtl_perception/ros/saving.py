@@ -22,10 +22,10 @@ from mtl_perception.datasets import ROOMS
 from mtl_perception.encodings import to_rgb
 from mtl_perception.frames import CameraFrame, Intrinsics, Prediction
 from mtl_perception.geometry.boxes import scale_boxes
+from mtl_perception.ros.conversions import to_millimetres
 
 _NAME = re.compile(r'[A-Za-z0-9_-]{1,64}')
 _DEFAULT_NAME = 'saved'
-_LARGEST_MILLIMETRES = 65535.0
 
 
 class SavingError(ValueError):
@@ -66,6 +66,9 @@ class SavedFrame:
         intrinsics: of the picture; those that depth assumes where the camera is not calibrated.
         notes: what else helps to understand it: engine, bundle, stage times.
         things: what scenes/{id}.json says of it (see `describe_things`); None without detection.
+        sensed_depth: float32 of the picture's size, metres, 0 or NaN where unknown; what a depth
+            camera measured. It is saved instead of the predicted depth, and no normals with it:
+            readers derive them from depth.
     """
 
     frame: CameraFrame
@@ -73,6 +76,7 @@ class SavedFrame:
     intrinsics: Intrinsics
     notes: dict[str, Any]
     things: dict[str, Any] | None = None
+    sensed_depth: np.ndarray | None = None
 
 
 def describe_things(
@@ -119,10 +123,10 @@ def save(folder: Path, saved: SavedFrame) -> Path:
     pictures = {'rgb': rgb[..., ::-1]}
     if prediction.label is not None:
         pictures['label13'] = _fit(prediction.label, height, width)
-    if prediction.depth is not None:
-        depth = np.nan_to_num(_fit(prediction.depth, height, width), nan=0.0) * 1000
-        pictures['depth'] = np.clip(np.rint(depth), 0, _LARGEST_MILLIMETRES).astype(np.uint16)
-    if prediction.normal is not None:
+    depth = prediction.depth if saved.sensed_depth is None else saved.sensed_depth
+    if depth is not None:
+        pictures['depth'] = to_millimetres(_fit(depth, height, width))
+    if prediction.normal is not None and saved.sensed_depth is None:
         # Unknown is (0, 0, 0) in the file.
         normal = np.nan_to_num(_fit(prediction.normal, height, width), nan=-1.0)
         normal = (normal + 1) * 127.5

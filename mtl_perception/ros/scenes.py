@@ -116,6 +116,14 @@ class SceneOutputs:
         if self._reference is not None:
             self._reference.refresh()
 
+    def sensed_depth(
+        self, header: Header, picture: tuple[int, int], degrees: int
+    ) -> np.ndarray | None:
+        """Return the depth camera's own depth of a picture; see `ScaleReference.sensed_depth`."""
+        if self._reference is None:
+            return None
+        return self._reference.sensed_depth(header, picture, degrees)
+
     @property
     def topics(self) -> list[str]:
         """Return the full names of all topics."""
