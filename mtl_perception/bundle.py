@@ -104,10 +104,15 @@ class DepthSpec(_Spec):
 
 
 class NormalsSpec(_Spec):
-    """Convention of the normals (REP 103 optical frame: x right, y down, z forward)."""
+    """Convention of the normals (REP 103 optical frame: x right, y down, z forward).
+
+    `focal_length_px` is that of the camera (pixels at the input) that they are told for; where it
+    is not said, that of the depth.
+    """
 
     frame: Literal['camera_optical'] = 'camera_optical'
     direction: Literal['towards_camera'] = 'towards_camera'
+    focal_length_px: float | None = Field(None, gt=0, allow_inf_nan=False)
 
 
 class DetectionSpec(_Spec):
@@ -240,6 +245,14 @@ class BundleManifest(_Spec):
                     f'{"absent" if task in self.tasks else "present"}'
                 )
         return self
+
+    @property
+    def focal_length_px(self) -> float | None:
+        """Return the focal length that depth and normals are told for; None without either."""
+        for spec in (self.depth, self.normals):
+            if spec is not None and spec.focal_length_px is not None:
+                return spec.focal_length_px
+        return None
 
     def as_json(self) -> str:
         """Return the text of bundle.json."""

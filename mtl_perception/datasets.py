@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from mtl_perception.bundle import AttributeSpec
+from mtl_perception.bundle import AttributeSpec, nyu13_classes
 from mtl_perception.frames import Intrinsics
 from mtl_perception.geometry.normals import NORMALS_SOURCE, normals_from_depth
 
@@ -265,6 +265,10 @@ class PictureFolder:
         for path in sorted((self.folder / 'scenes').glob('*.json')):
             try:
                 for frame_id, scene in json.loads(path.read_text())['frames'].items():
+                    named = {spec.name for spec in nyu13_classes()}
+                    strange = {thing['label'] for thing in scene['boxes']} - named
+                    if strange:
+                        raise ValueError(f'boxes of unknown classes {sorted(strange)}')
                     things = [thing for thing in scene['boxes'] if thing['label'] in THINGS]
                     boxes = np.array([thing['box'] for thing in things], np.float32)
                     labels = [THINGS.index(thing['label']) for thing in things]

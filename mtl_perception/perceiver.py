@@ -216,10 +216,10 @@ class Perceiver:
         things = _things(arrays, layout)
         arrays = {name: layout.window(array) for name, array in arrays.items() if name in _MAPS}
         intrinsics = layout.intrinsics(frame.intrinsics) if frame.intrinsics else None
-        depth_spec = self._bundle.manifest.depth
-        calibrated = intrinsics is not None and depth_spec is not None
-        if calibrated:
-            correct_focal_length(arrays, intrinsics.fx / depth_spec.focal_length_px)
+        calibrated = intrinsics is not None and self._bundle.manifest.depth is not None
+        learnt = self._bundle.manifest.focal_length_px
+        if intrinsics is not None and learnt is not None:
+            correct_focal_length(arrays, intrinsics.fx / learnt)
         size = (layout.height, layout.width)
         if self._output_size == 'camera' and layout.camera != size:
             size = layout.camera

@@ -15,7 +15,6 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    field_validator,
     model_validator,
 )
 
@@ -142,11 +141,11 @@ class SourceSettings(Settings):
     skip_broken: bool = False
     part: tuple[int, int] | None = None
 
-    @field_validator('path')
-    @classmethod
-    def _expand(cls, path: str) -> str:
-        first, _, rest = path.partition('/')
-        return str(data_folder() / rest) if first == '$MTL_DATA' else path
+    @property
+    def location(self) -> Path:
+        """Return the path on this machine, which a checkpoint may have left for another one."""
+        first, _, rest = self.path.partition('/')
+        return data_folder() / rest if first == '$MTL_DATA' else Path(self.path).expanduser()
 
     @model_validator(mode='after')
     def _part_exists(self) -> SourceSettings:

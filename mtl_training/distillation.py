@@ -52,10 +52,12 @@ class Teacher(ABC):
         """Raise DistillationError where its classes or its camera are not the student's.
 
         Args:
-            classes: names of the student's classes; empty where they are not known.
+            classes: names of the student's classes; empty where they are not known or not
+                learnt.
             focal_length_px: of the camera that the student learns.
         """
-        if self.classes and classes and self.classes != tuple(classes):
+        named = self.classes if 'segmentation' in self.tasks else ()
+        if named and classes and named != tuple(classes):
             raise DistillationError(
                 f'the teacher knows the classes {", ".join(self.classes)}, the student learns '
                 f'{", ".join(classes)}: choose a teacher of the same classes in the same order'
@@ -122,8 +124,7 @@ class BundleTeacher(Teacher):
         self.tasks = tuple(bundle.manifest.tasks)
         self.num_classes = len(bundle.classes)
         self.classes = tuple(spec.name for spec in bundle.classes)
-        depth = bundle.manifest.depth
-        self.focal_length_px = depth.focal_length_px if depth else None
+        self.focal_length_px = bundle.manifest.focal_length_px
         self.feature_channels = {}
         self._opened: Engine | None = None
 

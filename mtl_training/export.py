@@ -358,7 +358,7 @@ def export_bundle(
             input=InputSpec(height=size[0], width=size[1], resizable=resizable),
             segmentation=_segmentation(config, classes),
             depth=_depth(config),
-            normals=NormalsSpec() if 'normals' in config.tasks else None,
+            normals=_normals(config),
             detection=_detection(config),
             classification=_classification(config),
             network=NetworkSpec(
@@ -454,6 +454,12 @@ def _depth(config: TrainingConfig) -> DepthSpec | None:
         max=config.network.depth_max,
         focal_length_px=config.data.focal_length_px,
     )
+
+
+def _normals(config: TrainingConfig) -> NormalsSpec | None:
+    if 'normals' not in config.tasks:
+        return None
+    return NormalsSpec(focal_length_px=config.data.focal_length_px)
 
 
 def _training(

@@ -2,9 +2,9 @@
 
 Started by `torchrun`, each process computes its share of every batch. Gradients are averaged
 once a step; losses are divided by the whole batch's valid pixels, so the result is that of one
-process with the same batch, but for two things that each process has of its own pictures: the
-statistics of batch norms, and loss terms that are no mean over pixels (silog, gradient, dice,
-lovasz), which are averaged by their shares of the valid pixels.
+process with the same batch, but for three things that each process has of its own: the statistics
+of batch norms, what the network draws (stochastic depth, dropout), and loss terms that are no mean
+over pixels (silog, gradient, dice, lovasz), which are averaged by their shares of valid pixels.
 """
 
 from __future__ import annotations
@@ -92,6 +92,8 @@ class Processes:
         if self.count == 1:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
+        if not gradients:  # a batch without truth for any task, which is so in all processes
+            return
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
         flat /= self.count

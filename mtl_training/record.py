@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -47,12 +48,15 @@ class Record:
 
 
 def _open_losses(path: Path, step: int) -> Any:
-    """Open the record of losses for appending, cut back to the steps before `step`."""
+    """Open the record of losses for appending, cut back to the first `step` steps."""
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = []
     if step and path.is_file():
-        lines = path.read_text(encoding='utf-8').splitlines()[:step]
-        kept = [line for line in lines if line.endswith('}')]
-    file = path.open('w', encoding='utf-8')
-    file.writelines(f'{line}\n' for line in kept)
-    return file
+        for line in path.read_text(encoding='utf-8').splitlines():
+            with contextlib.suppress(ValueError, KeyError):  # the last one may be cut off
+                if json.loads(line)['step'] <= step:
+                    kept.append(line)
+    draft = path.with_suffix('.draft')
+    draft.write_text(''.join(f'{line}\n' for line in kept), encoding='utf-8')
+    draft.replace(path)
+    return path.open('a', encoding='utf-8')

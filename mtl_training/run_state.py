@@ -32,6 +32,9 @@ INCIDENTAL = re.compile(
 RESUMABLE = re.compile(
     r'schedule\.(?:minutes|steps|evaluations)|optimizer\.(?:lr|clip_norm)|network\.pretrained'
 )
+# Where a network keeps what belongs to one task, and what its tasks of pixels share.
+_OF_TASKS = ('heads', 'fusions', 'encoder.attention', 'encoder.gates', 'encoder.backbones')
+_SHARED = 'fusions.shared.'
 # What only the head of a task depends on, but for the classes' names.
 _OF_HEADS = {
     'segmentation': ('num_classes',),
@@ -169,12 +172,21 @@ class RunState:
             for task in self.config.tasks
             if task not in tasks or _head_settings(settings, task) != _head_settings(own, task)
         ]
+        # Heads begin anew where their settings differ; what else is a task's own (how it shares
+        # the network, what fuses its maps) only where the task is new.
         own_heads = tuple(f'heads.{task}.' for task in new_tasks)
-        left = [t for t in tasks if t not in self.config.tasks or t in new_tasks]
-        other_heads = tuple(f'heads.{task}.' for task in left)
+        left = [t for t in tasks if t not in self.config.tasks]
+        dropped = own_heads + tuple(f'{part}.{t}.' for t in left for part in _OF_TASKS)
+        added = [task for task in self.config.tasks if task not in tasks]
+        begun = own_heads + tuple(f'{part}.{t}.' for t in added for part in _OF_TASKS)
         built = self.parts['network'].state_dict()
-        weights = {key: value for key, value in weights.items() if not key.startswith(other_heads)}
-        weights |= {key: value for key, value in built.items() if key.startswith(own_heads)}
+        weights = {key: value for key, value in weights.items() if not key.startswith(dropped)}
+        weights |= {key: value for key, value in built.items() if key.startswith(begun)}
+        # What tasks of pixels share among themselves is there only where there are such tasks.
+        if not any(key.startswith(_SHARED) for key in built):
+            weights = {k: value for k, value in weights.items() if not k.startswith(_SHARED)}
+        elif not any(key.startswith(_SHARED) for key in weights):
+            weights |= {key: value for key, value in built.items() if key.startswith(_SHARED)}
         load_weights(self.parts['network'], weights, path)
         if self.average is not None:
             load_weights(self.average.network, weights, path)

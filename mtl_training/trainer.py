@@ -51,6 +51,8 @@ SELECTION = {
 
 # A bundle's normalisations take their statistics from so many batches.
 UNFOLDING_BATCHES = 24
+# Between the seeds of two processes: more than a run has steps.
+_APART = 1_000_000_007
 
 
 class TrainingError(RuntimeError):
@@ -157,8 +159,9 @@ def train(
         for batch in batches(mixture, _requests(clock, step), config.workers):
             if clock.finished(step) or processes.any(stopped()):
                 break
-            # Stochastic depth and random weights, too, are functions of the step.
-            torch.manual_seed(config.seed * 1_000_003 + step)
+            # What the network draws (stochastic depth, dropout) is a function of the step, too.
+            drawn = config.seed * 1_000_003 + step + processes.rank * _APART
+            torch.manual_seed(drawn)
             batch = to_device(batch, device)
             set_learning_rate(optimizer, config.optimizer.lr * clock.learning_rate(step))
             lesson = Lesson(forward, tasks, distillation, batch, config, processes)
@@ -170,7 +173,7 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             if balancer.needs_losses_after_step:
                 # The same paths are dropped as before the step, so that only the step changed.
-                torch.manual_seed(config.seed * 1_000_003 + step)
+                torch.manual_seed(drawn)
                 with torch.no_grad(), _kept_statistics(network):
                     after = lesson.losses(batch)
                     if after:
@@ -231,7 +234,7 @@ def _distillation(config: TrainingConfig, network: MultiTaskNetwork) -> Distilla
     if config.distillation is None:
         return None
     teacher = load_teacher(config.distillation.teacher)
-    classes = vocabulary_of(config.network).classes
+    classes = vocabulary_of(config.network).classes if 'segmentation' in config.tasks else ()
     teacher.refuse_another_view(classes, config.data.focal_length_px)
     options = config.distillation.model_dump(exclude={'teacher'})
     return Distillation(network, teacher, **options)
@@ -315,7 +318,8 @@ class Lesson:
             taught = {}
             if self._distillation is not None:
                 taught = self._distillation(part['image'], outputs)
-        share = len(part['image']) / len(self.batch['image'])
+        # Of the whole batch, times the processes whose gradients are averaged.
+        share = len(part['image']) * self.processes.count / self._config.batch_size
         losses = {
             name: self._tasks[name].loss(outputs, part, self._divisors[name])
             for name in self._present

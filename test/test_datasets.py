@@ -177,6 +177,15 @@ def test_a_broken_cameras_json_is_refused(tmp_path: Path, text: str) -> None:
         PictureFolder(tmp_path, 'train')
 
 
+def test_boxes_of_unknown_classes_are_refused(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path) / 'train' / 'scenes'
+    folder.mkdir()
+    boxes = [{'label': name, 'box': [0, 0, 5, 5]} for name in ('chair', 'wall', 'robot')]
+    (folder / 'a.json').write_text(json.dumps({'frames': {'0001': {'boxes': boxes}}}))
+    with pytest.raises(DatasetError, match=r"boxes of unknown classes \['robot'\]"):
+        PictureFolder(tmp_path, 'train', want=('boxes',))
+
+
 def test_pictures_of_another_shape_need_cameras(tmp_path: Path) -> None:
     path = write_folder(tmp_path, ids=('1',)) / 'train' / 'rgb' / '1.jpg'
     cv2.imwrite(str(path), np.zeros((20, 40, 3), np.uint8))

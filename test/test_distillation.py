@@ -195,6 +195,8 @@ def test_a_teacher_of_another_camera_or_order_of_classes_is_refused(
         teacher.refuse_another_view(names[::-1], focal_length)
     with pytest.raises(DistillationError, match='choose a teacher of the same focal length'):
         teacher.refuse_another_view(names, 2 * focal_length)
+    of_depth = NetworkTeacher(network(tasks=('depth',)), names, focal_length)
+    of_depth.refuse_another_view(names[::-1], focal_length)
     labels_alone = NetworkTeacher(network(tasks=('segmentation',)), focal_length_px=520.0)
     labels_alone.refuse_another_view(names, 311.0)
 

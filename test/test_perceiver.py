@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import pytest
-from tiny_graph import FOCAL_LENGTH_PX, tiny_manifest
+from tiny_graph import FOCAL_LENGTH_PX, tiny_manifest, tiny_model
 
-from mtl_perception.bundle import ModelBundle
+from mtl_perception.bundle import ModelBundle, NormalsSpec
 from mtl_perception.encodings import EncodingError
 from mtl_perception.engines import EngineError, open_engine
 from mtl_perception.frames import CameraFrame, Intrinsics
@@ -179,6 +181,31 @@ def test_depth_and_normals_follow_the_focal_length(perceiver: Perceiver, s: floa
     expected /= np.linalg.norm(expected, axis=-1, keepdims=True)
     np.testing.assert_allclose(prediction.normal, expected, atol=1e-5)
     assert prediction.depth_calibrated and not plain.depth_calibrated
+
+
+def test_normals_without_depth_follow_the_focal_length(tmp_path: Path) -> None:
+    model = tiny_model()
+    outputs = [output for output in model.graph.output if output.name == 'normal']
+    del model.graph.output[:]
+    model.graph.output.extend(outputs)
+    onnx.save(model, tmp_path / 'normals.onnx')
+    manifest = tiny_manifest().model_copy(
+        update={
+            'tasks': ('normals',),
+            'segmentation': None,
+            'depth': None,
+            'normals': NormalsSpec(focal_length_px=FOCAL_LENGTH_PX),
+        }
+    )
+    bundle = ModelBundle.write(tmp_path / 'normals', manifest, tmp_path / 'normals.onnx')
+    perceiver = Perceiver(open_engine(bundle, 'onnxruntime'), bundle)
+    pixels = np.random.default_rng(3).integers(0, 256, (96, 128, 3), np.uint8)
+    plain = perceiver.perceive(CameraFrame(pixels, 'rgb8')).normal.copy()
+    turned = perceiver.perceive(CameraFrame(pixels, 'rgb8', camera(96, 128, 4 * FOCAL_LENGTH_PX)))
+    expected = plain / np.array([1, 1, 2])
+    expected /= np.linalg.norm(expected, axis=-1, keepdims=True)
+    np.testing.assert_allclose(turned.normal, expected, atol=1e-5)
+    assert not turned.depth_calibrated
 
 
 def test_a_plane_keeps_its_normal_under_the_correction() -> None:

@@ -272,6 +272,32 @@ def test_a_start_without_some_heads_says_so_and_keeps_the_rest(
         assert torch.allclose(before[name], after[name], atol=1e-6), name
 
 
+@pytest.mark.parametrize(
+    ('sharing', 'tasks'),
+    [('hard', ['classification']), ('mtan', ['depth', 'detection'])],
+)
+def test_a_start_with_other_tasks_keeps_what_both_have(
+    cache: Path, tmp_path: Path, sharing: str, tasks: list[str]
+) -> None:
+    pictures = write_scenes(write_pictures(tmp_path / 'data'))
+    common = {
+        'network': {'backbone': 'pvt_v2_b0', 'decoder_channels': 16, 'sharing': sharing},
+        'schedule': {'steps': 1, 'warmup_steps': 0, 'evaluations': 1},
+        'optimizer': {'lr': 1e-12, 'weight_decay': 0.0},
+    }
+    config = tiny_config(pictures, cache, tasks=['segmentation', 'depth'], **common)
+    train(config, tmp_path / 'first')
+    config = tiny_config(pictures, cache, tasks=tasks, **common)
+    train(config, tmp_path / 'next', start_from=tmp_path / 'first' / 'last.json')
+    start, _ = load_network(tmp_path / 'first' / 'last.json')
+    end, _ = load_network(tmp_path / 'next' / 'last.json')
+    before, after = dict(start.named_parameters()), dict(end.named_parameters())
+    common_names = set(after) & set(before)
+    assert any(name.startswith('encoder.') for name in common_names)
+    for name in common_names:
+        assert torch.allclose(before[name], after[name], atol=1e-6), name
+
+
 def test_a_full_disk_keeps_the_previous_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

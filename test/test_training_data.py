@@ -188,6 +188,21 @@ def make_mixture(subsets: list[FrameSubset], **arguments: object) -> Mixture:
     return Mixture(subsets, **(values | arguments))
 
 
+@pytest.mark.parametrize('weights', [[1.0, 1.0], [3.0, 1.0]])
+def test_every_process_sees_every_source(subsets: list[FrameSubset], weights: list[float]) -> None:
+    shares = [make_mixture(subsets, weights=weights, rank=rank, world_size=2) for rank in range(2)]
+    seen: list[collections.Counter[int]] = [collections.Counter(), collections.Counter()]
+    for step in range(100):
+        chosen = shares[0].choose(step)
+        slots = [mixture.slots(step) for mixture in shares]
+        assert sorted(slots[0] + slots[1]) == [0, 1, 2, 3]
+        for counter, own in zip(seen, slots, strict=True):
+            counter.update(chosen[slot][0] for slot in own)
+    share = weights[1] / sum(weights)
+    for counter in seen:
+        assert counter[1] / counter.total() == pytest.approx(share, abs=0.1)
+
+
 def test_mixture_keeps_the_proportions_and_visits_every_frame(subsets: list[FrameSubset]) -> None:
     mixture = make_mixture(subsets)
     drawn = [pair for step in range(70) for pair in mixture.choose(step)]
@@ -336,18 +351,20 @@ if __name__ == '__main__':
     heard = []
     signal.signal(signal.SIGINT, lambda *_: heard.append(1))
     made = batches(Slow(), (BatchRequest(step, 32, 32) for step in range(12)), workers=1)
+    signal.signal(signal.SIGTERM, lambda *_: heard.append(2))
     os.killpg(0, signal.SIGINT)  # while the worker still imports
     for batch in made:
         if batch['step'] == 2:
             os.killpg(0, signal.SIGINT)  # while it works
-    sys.exit(0 if len(heard) == 2 and batch['step'] == 11 else 1)
+            os.killpg(0, signal.SIGTERM)
+    sys.exit(0 if sorted(heard) == [1, 1, 2] and batch['step'] == 11 else 1)
 """
 
 
-def test_ctrl_c_in_a_terminal_leaves_the_workers_alive(tmp_path: Path) -> None:
+def test_signals_to_the_whole_group_leave_the_workers_alive(tmp_path: Path) -> None:
     script = tmp_path / 'slow.py'
     script.write_text(SLOW_TRAINING)
-    # A terminal sends the signal to the whole group of processes in front.
+    # A terminal sends Ctrl-C to the whole group of processes in front, torchrun SIGTERM.
     ended = subprocess.run(
         [sys.executable, script],
         start_new_session=True,

@@ -195,14 +195,18 @@ def test_devtest_is_what_the_shipped_figures_were_measured_on(nyuv2: Path) -> No
 def test_configurations_find_the_data_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('MTL_DATA', '/data')
     source = SourceSettings(name='a', path='$MTL_DATA/nyuv2_288x384')
-    assert source.path == '/data/nyuv2_288x384'
-    assert SourceSettings(name='a', path='other/$MTL_DATA').path == 'other/$MTL_DATA'
+    assert source.location == Path('/data/nyuv2_288x384')
+    # A checkpoint keeps the name, so that it can be exported where the data lie elsewhere.
+    assert source.model_dump()['path'] == '$MTL_DATA/nyuv2_288x384'
+    assert SourceSettings(name='a', path='other/$MTL_DATA').location == Path('other/$MTL_DATA')
     monkeypatch.delenv('MTL_DATA')
     names = [path.stem for path in CONFIG_FOLDER.glob('*.yaml')]
-    paths = {source.path for name in names for source in load_config(name).data.sources}
-    assert paths == {'../shared/data/nyuv2_288x384', 'runs/worlds', 'runs/worlds_wide', 'mine'}
+    sources = [source for name in names for source in load_config(name).data.sources]
+    paths = {str(source.location) for source in sources}
+    worlds = {'runs/worlds', 'runs/worlds_wide', 'runs/worlds_20000'}
+    assert paths == {'../shared/data/nyuv2_288x384', 'mine'} | worlds
     studies = STUDY_FOLDER.glob('*.yaml')
-    assert {load_study(path).measure.path for path in studies} == {
+    assert {str(load_study(path).measure.location) for path in studies} == {
         '../shared/data/nyuv2_288x384',
         'runs/worlds',
     }

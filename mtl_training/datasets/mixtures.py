@@ -101,7 +101,7 @@ class Mixture(Dataset):
         focal_length: fx in pixels that every frame is brought to.
         augmentation: how cameras and colours vary.
         seed: of everything random.
-        rank, world_size: this process takes slots rank, rank + world_size, ...
+        rank, world_size: this process takes every `world_size`-th of the shuffled slots.
 
     Raises:
         DatasetError, ConfigError: A subset is empty, or its weight too small to be drawn.
@@ -139,15 +139,27 @@ class Mixture(Dataset):
         self.focal_length = focal_length
         self.augmentation = augmentation
         self.seed = seed
-        self.slots = range(rank, batch_size, world_size)
+        self.rank, self.world_size = rank, world_size
         self._orders: dict[tuple[int, int], np.ndarray] = {}
 
     def __getitem__(self, request: BatchRequest) -> Batch:
         cv2.setNumThreads(1)
         chosen = self.choose(request.step)
-        samples = [self._sample(request, slot, *chosen[slot]) for slot in self.slots]
+        slots = self.slots(request.step)
+        samples = [self._sample(request, slot, *chosen[slot]) for slot in slots]
         ids = [f'{self.subsets[k].name}:{self.subsets[k].read(p).id}' for k, p in chosen]
-        return collate(samples, [ids[slot] for slot in self.slots])
+        return collate(samples, [ids[slot] for slot in slots])
+
+    def slots(self, step: int) -> list[int]:
+        """Return this process's slots of a batch.
+
+        They are shuffled, because sources follow each other in a pattern: of two in turns, every
+        second slot is always the same one's.
+        """
+        if self.world_size == 1:
+            return list(range(self.batch_size))
+        order = np.random.default_rng((self.seed, 3, step)).permutation(self.batch_size)
+        return sorted(order[self.rank :: self.world_size].tolist())
 
     def choose(self, step: int) -> list[tuple[int, int]]:
         """Return (subset, position) of every slot of the global batch."""
@@ -256,7 +268,8 @@ class Requests(Sampler):
 def batches(mixture: Mixture, requests: Iterator[BatchRequest], workers: int) -> Iterator[Batch]:
     """Return the requested batches in order, made by `workers` processes ahead of time.
 
-    Ctrl-C, which a terminal sends to the workers, too, is left to this process.
+    Ctrl-C and SIGTERM, which a terminal and torchrun send to the workers, too, are left to this
+    process.
     """
     loader = DataLoader(
         mixture,
@@ -271,7 +284,7 @@ def batches(mixture: Mixture, requests: Iterator[BatchRequest], workers: int) ->
         generator=torch.Generator(),
     )
     resource_tracker.ensure_running()  # started later, it would let the signal through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         return iter(loader)  # the workers keep the mask
     finally:

@@ -41,7 +41,7 @@ def open_reader(source: SourceSettings) -> Path | FrameReader:
     Raises:
         DatasetError: The data are missing, or the options do not fit the format.
     """
-    path = Path(source.path).expanduser()
+    path = source.location
     if source.format == 'pictures':
         return path
     options = dict(source.options)
@@ -94,7 +94,7 @@ def open_source(
     Raises:
         DatasetError: The source is missing or damaged.
     """
-    path = Path(source.path).expanduser()
+    path = source.location
     if not path.exists():
         raise DatasetError(
             f'source {source.name}: {path} does not exist: set its path in the configuration or '
