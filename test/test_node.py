@@ -36,6 +36,7 @@ from mtl_perception.msg import PerceptionStatus
 from mtl_perception.perceiver import Perceiver
 from mtl_perception.ros.camera import Health
 from mtl_perception.ros.diagnostics import camera_counts
+from mtl_perception.ros.parameters import CameraSettings, ParameterError
 from mtl_perception.ros.statistics import FrameCounts
 from mtl_perception.srv import SaveFrame
 
@@ -511,6 +512,24 @@ def test_save_frame_writes_a_picture_folder(tiny_bundle: ModelBundle, tmp_path: 
     assert frame.intrinsics.fx == FOCAL_LENGTH
 
 
+def test_frames_of_one_stamp_are_saved_beside_each_other(
+    tiny_bundle: ModelBundle, tmp_path: Path
+) -> None:
+    with node_of(tiny_bundle, save_folder=str(tmp_path)) as rig:
+        rig.publisher('/image', Image)
+        paths = []
+        for _ in range(2):
+            answer = rig.call_while(
+                lambda: rig.send(image_message(textured()), stamp_s=5.0),
+                SaveFrame,
+                'save_frame',
+                SaveFrame.Request(name='same'),
+            )
+            paths.append(answer.path)
+    assert len(set(paths)) == 2
+    assert len(PictureFolder(tmp_path, 'same')) == 2
+
+
 def test_the_only_camera_need_not_be_named_to_save_its_frame(
     tiny_bundle: ModelBundle, tmp_path: Path
 ) -> None:
@@ -541,3 +560,9 @@ def test_save_frame_needs_a_folder(rig: Rig) -> None:
     answer = rig.call(SaveFrame, 'save_frame', SaveFrame.Request())
     assert not answer.success
     assert 'save_folder' in answer.message
+
+
+@pytest.mark.parametrize('topic', ['', '{foo}/scan', 'a b'])
+def test_a_reference_needs_a_topic_that_can_be(topic: str) -> None:
+    with pytest.raises(ParameterError, match='scale_reference_topic'):
+        CameraSettings(scale_reference='laser_scan', scale_reference_topic=topic)

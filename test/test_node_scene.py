@@ -462,6 +462,102 @@ def test_a_depth_cameras_depth_is_saved_as_truth(tmp_path, encoding, degrees):
     assert notes[Path(answer.path).stem]['notes']['depth'] == 'depth camera'
 
 
+def test_saved_depth_is_rectified_like_the_picture(tmp_path):
+    view = room()
+    row = np.linspace(1, 3, WIDTH, dtype=np.float32)
+    ramp = np.tile(row, (HEIGHT, 1))
+    info = camera_info()
+    info.distortion_model, info.d = 'plumb_bob', [-0.3, 0.1, 0.0, 0.0, 0.0]
+    with node_of(
+        bundle_of(view, tmp_path / 'bundle'),
+        rectify=True,
+        scale_reference='depth_image',
+        scale_reference_topic='/reference',
+        save_folder=str(tmp_path),
+    ) as rig:
+        rig.calibrate(info)
+        reference = image_message(ramp, '32FC1')
+        publisher = rig.publisher('/reference', Image, reliable=True)
+        # The picture's brightness follows the depth: both must be bent alike.
+        grey = np.repeat((ramp * 80).astype(np.uint8)[..., None], 3, axis=2)
+        picture = image_message(grey)
+
+        def send():
+            reference.header.stamp = rig.stamp()
+            publisher.publish(reference)
+            rig.send(picture)
+
+        request = SaveFrame.Request(name='truth')
+        rig.wait(
+            lambda: rig.call_while(send, SaveFrame, 'save_frame', request).success,
+            'a saved frame',
+        )
+    saved = PictureFolder(tmp_path, 'truth').read(0)
+    known = saved.depth > 0
+    assert known.mean() > 0.9
+    assert np.abs(saved.depth - ramp).max() > 0.05
+    np.testing.assert_allclose(saved.rgb[known][:, 0] / 80, saved.depth[known], atol=0.05)
+
+
+def test_depth_of_another_camera_is_no_truth(tmp_path):
+    with node_of(
+        bundle_of(room(), tmp_path / 'bundle'),
+        scale_reference='depth_image',
+        scale_reference_topic='/reference',
+        save_folder=str(tmp_path),
+    ) as rig:
+        rig.calibrate(camera_info())
+        depth = np.full((HEIGHT, WIDTH), 2.0, np.float32)
+        reference = image_message(depth, '32FC1', 'camera_depth_optical_frame')
+        publisher = rig.publisher('/reference', Image, reliable=True)
+
+        def send():
+            reference.header.stamp = rig.stamp()
+            publisher.publish(reference)
+            rig.send(image_message(textured()))
+
+        request, sentence = SaveFrame.Request(name='truth'), "from 'camera_depth_optical_frame'"
+        rig.wait(
+            lambda: sentence in rig.call_while(send, SaveFrame, 'save_frame', request).message,
+            'a refusal',
+        )
+    assert not (tmp_path / 'truth').exists()
+
+
+def test_scaled_depth_falls_silent_when_nothing_tells_the_scale(tmp_path):
+    bundle = bundle_of(room(), tmp_path, depth_factor=0.8)
+    depth = room().prediction.depth
+    with node_of(
+        bundle,
+        scale='apply',
+        scale_reference='depth_image',
+        scale_reference_topic='/reference',
+    ) as rig:
+        log = rig.log()
+        scaled = rig.collect('/perception/depth/scaled', Image)
+        rig.collect('/perception/depth/image', Image)
+        rig.calibrate(camera_info())
+        reference = image_message(depth, '32FC1')
+        publisher = rig.publisher('/reference', Image, reliable=True)
+
+        def told():
+            reference.header.stamp = rig.stamp(100.0)
+            publisher.publish(reference)
+            rig.wait_for(
+                '/perception/depth/image', rig.send(image_message(textured()), stamp_s=100.0)
+            )
+            return scaled
+
+        rig.wait(told, 'scaled depth')
+        count = len(scaled)
+        # Four minutes later the scale has faded into the network's own.
+        stamp = rig.send(image_message(textured()), stamp_s=340.0)
+        rig.wait_for('/perception/depth/image', stamp)
+        sentence = 'was not seen well for a while'
+        rig.wait(lambda: any(sentence in entry.msg for entry in log), sentence)
+        assert len(scaled) == count
+
+
 def test_without_its_depth_camera_nothing_is_saved(tmp_path):
     with node_of(
         bundle_of(room(), tmp_path / 'bundle'),

@@ -85,14 +85,11 @@ class Topics:
         """
         prefix = f'{name}/' if name else ''
         image = node.resolve_topic_name(f'{prefix}image')
-        info = settings.camera_info_topic
-        if info:
-            info = node.resolve_topic_name(info)
-        else:
-            remapped = node.resolve_topic_name(f'{prefix}camera_info')
-            untouched = node.resolve_topic_name(f'{prefix}camera_info', only_expand=True)
+        info = node.resolve_topic_name(f'{prefix}camera_info')
+        # A remapping, which a launch argument makes, goes before the parameter file.
+        if info == node.resolve_topic_name(f'{prefix}camera_info', only_expand=True):
             sibling = f'{image.rpartition("/")[0]}/camera_info'
-            info = sibling if remapped == untouched else remapped
+            info = node.resolve_topic_name(settings.camera_info_topic or sibling)
         if settings.transport == 'compressed':
             image += '/compressed'
         return cls(image, info)
@@ -124,7 +121,7 @@ class Camera:
         self.durations = Durations()
         self.published_rate = Rate()
         self.received_rate = Rate()
-        self._lost_in_transport = 0
+        self._lost_before = self._lost_now = 0
         self.calibration_messages = 0
         self.enabled = True
         self._node = node
@@ -187,7 +184,7 @@ class Camera:
         self.durations.reset()
         self.published_rate.reset()
         self.received_rate.reset()
-        self._lost_in_transport = 0
+        self._lost_before = self._lost_now = 0
         self.calibration_messages = 0
         self._node_settings = node_settings
         self._topics = Topics.resolve(self._node, self.name, self.settings)
@@ -195,6 +192,7 @@ class Camera:
 
     def close(self) -> None:
         """Unsubscribe; a frame that still waits is dropped."""
+        self._lost_before, self._lost_now = self.lost_in_transport, 0
         for subscription in (self._image, self._info):
             if subscription is not None:
                 self._node.destroy_subscription(subscription)
@@ -238,8 +236,8 @@ class Camera:
         subscription = self._image
         lost = qos.count_lost(subscription) if subscription is not None else None
         if lost is not None:
-            self._lost_in_transport = lost
-        return self._lost_in_transport
+            self._lost_now = lost
+        return self._lost_before + self._lost_now
 
     @property
     def subscriptions(self) -> list[Subscription]:
@@ -258,6 +256,7 @@ class Camera:
         )
         if self._image is None or wanted != self._image_qos:
             if self._image is not None:
+                self._lost_before, self._lost_now = self.lost_in_transport, 0
                 node.destroy_subscription(self._image)
             compressed = self.settings.transport == 'compressed'
             self._image = node.create_subscription(

@@ -485,7 +485,7 @@ class GraphExamination:
                 Severity.WARNING,
                 info_topic,
                 f'fx {raw.fx:.1f}, and the lens distorts ({calibration.model})',
-                'set rectify:=true, or use a rectified image topic',
+                'set the parameter rectify to true, or use a rectified image topic',
             )
         return Finding(Severity.OK, info_topic, f'fx {raw.fx:.1f} px, cx {raw.cx:.1f}')
 

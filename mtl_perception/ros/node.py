@@ -314,11 +314,12 @@ class PerceptionNode(LifecycleNode):
 
     def _stop(self) -> None:
         self._receiver.stop()
-        for camera in self._cameras:
-            camera.close()
+        # Before the cameras forget their topics, which the frame at work may ask for.
         if self._worker is not None:
             self._worker.stop()
             self._worker = None
+        for camera in self._cameras:
+            camera.close()
         if self._processor is not None:
             self._processor.close()
             self._processor = None
@@ -452,11 +453,12 @@ class PerceptionNode(LifecycleNode):
             raise SavingError('another frame of this camera is being saved: try again')
         saved: Future = Future(executor=self.executor)
         folder = target_folder(self._settings.save_folder, name)
-        channel.save_request = SaveRequest(folder, saved.set_result)
+        channel.save_request = asked = SaveRequest(folder, saved.set_result)
 
         def give_up() -> None:
-            channel.save_request = None
-            if not saved.done():
+            # Else a frame is being written, and answers itself.
+            if channel.save_request is asked:
+                channel.save_request = None
                 saved.set_result(SavingError('no frame came that far: see /diagnostics'))
 
         timer = self.create_timer(

@@ -77,6 +77,7 @@ class Perceived:
         rectified: whether `frame` has no distortion left.
         prediction: of the network.
         scale: factor that makes its depth metric; None where none is applied.
+        map_scale: factor for `depth/scaled`; None where nothing tells it.
     """
 
     header: Header
@@ -85,6 +86,7 @@ class Perceived:
     rectified: bool
     prediction: Prediction
     scale: float | None
+    map_scale: float | None
 
 
 class ImageOutputs:
@@ -166,7 +168,7 @@ class ImageOutputs:
             settings: of the node.
         """
         wanted = set(wanted)
-        if perceived.scale is None:
+        if perceived.map_scale is None:
             wanted.discard('depth/scaled')
         prediction, shown = perceived.prediction, _shown(wanted)
         if _NEED_SURE_LABELS & shown and prediction.label is not None:
@@ -232,8 +234,8 @@ class ImageOutputs:
             case 'depth/image':
                 _write_depth(values, 1.0, settings.depth_encoding, out)
             case 'depth/scaled':
-                assert perceived.scale is not None
-                _write_depth(values, perceived.scale, settings.depth_encoding, out)
+                assert perceived.map_scale is not None
+                _write_depth(values, perceived.map_scale, settings.depth_encoding, out)
             case 'depth/color':
                 low, high = settings.color_min_depth, settings.color_max_depth
                 views.colorize_depth(values, max(low, 0.01), high, out('rgb8'))

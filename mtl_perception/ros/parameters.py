@@ -171,6 +171,11 @@ class CameraSettings:
             raise ParameterError(
                 f'camera_pose: {list(pose)} is no pose: give x, y, z, roll, pitch, yaw or nothing'
             )
+        if self.scale_reference != 'camera_height' and not self.scale_reference_topic:
+            raise ParameterError(
+                f'scale_reference_topic is empty, but scale_reference is {self.scale_reference}: '
+                'name its topic'
+            )
         for name in ('camera_info_topic', 'scale_reference_topic'):
             topic = getattr(self, name)
             try:
@@ -181,6 +186,11 @@ class CameraSettings:
                     f"{name}: {topic!r} is no topic's name: letters, digits, '_' and '/' are "
                     'expected'
                 ) from error
+            if strange := set(re.findall(r'{(.*?)}', topic)) - {'node', 'ns', 'namespace'}:
+                raise ParameterError(
+                    f'{name}: {topic!r} has {", ".join(sorted(strange))} in braces: only {{node}} '
+                    'and {ns} stand for something'
+                )
 
 
 @dataclass(frozen=True)

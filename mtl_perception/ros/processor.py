@@ -22,7 +22,7 @@ from mtl_perception.frames import CameraFrame, Prediction
 from mtl_perception.msg import PerceptionStatus
 from mtl_perception.orientation import turn_frame, turn_prediction
 from mtl_perception.perceiver import Perceiver
-from mtl_perception.rectification import Rectifier
+from mtl_perception.rectification import Lens, Rectifier
 from mtl_perception.ros import qos
 from mtl_perception.ros.camera import Arrival, Camera
 from mtl_perception.ros.conversions import FrameRejected, Reason, to_nanoseconds
@@ -161,6 +161,7 @@ class _Pending:
         upright: the same, turned for the network.
         calibration: of the input; None when unknown.
         rectified: whether `frame` has no distortion left.
+        lens: that `frame` was rectified with; None where it came so or is not.
         degrees: clockwise turn that made `upright` of `frame`.
         wanted: topics to publish.
         durations_ms: of the stages so far.
@@ -174,6 +175,7 @@ class _Pending:
     upright: CameraFrame
     calibration: Calibration | None
     rectified: bool
+    lens: Lens | None
     degrees: int
     wanted: set[str]
     durations_ms: dict[str, float]
@@ -259,12 +261,13 @@ class Processor:
         frame = camera.read(arrival)
         height, width = picture_size(frame.pixels, frame.encoding)
         calibration = camera.calibration_for(frame.frame_id, height, width)
-        rectified = False
+        rectified, lens = False, None
         if calibration is not None:
             rectified = camera.is_rectified(calibration)
             if camera.settings.rectify and not rectified and calibration.is_distorted:
                 try:
                     frame, rectified = channel.rectifier.rectify(frame, calibration), True
+                    lens = channel.rectifier.lens(calibration)
                 except CalibrationError as error:
                     raise FrameRejected('bad_data', str(error)) from error
             else:
@@ -282,6 +285,7 @@ class Processor:
             upright=upright,
             calibration=calibration,
             rectified=rectified,
+            lens=lens,
             degrees=degrees,
             wanted=channel.wanted(settings.outputs),
             durations_ms={
@@ -353,6 +357,7 @@ class Processor:
             frame.rectified,
             _remember(channel.classes, prediction, frame.header, settings),
             channel.scenes.applied_scale,
+            channel.scenes.map_scale,
         )
         filled = channel.images.fill(perceived, frame.wanted, self._labels(), settings)
         filled += scenes
@@ -446,10 +451,14 @@ class Processor:
         )
         try:
             sensed = frame.channel.scenes.sensed_depth(
-                frame.header, (height, width), frame.degrees
+                frame.header, (height, width), frame.degrees, frame.lens
             )
-            notes['depth'] = 'predicted' if sensed is None else 'depth camera'
-            saved = SavedFrame(frame.upright, prediction, intrinsics, notes, things, sensed)
+            if sensed is not None or prediction.depth is not None:
+                notes['depth'] = 'predicted' if sensed is None else 'depth camera'
+            camera = frame.channel.camera.name
+            saved = SavedFrame(
+                frame.upright, prediction, intrinsics, notes, things, sensed, camera
+            )
             path = save(request.folder, saved)
         except ReferenceProblem as problem:
             request.answer(SavingError(f'nothing is saved without the depth camera: {problem}'))

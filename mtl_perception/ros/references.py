@@ -21,6 +21,7 @@ from mtl_perception.geometry.scale import (
     scale_from_scan,
 )
 from mtl_perception.orientation import turn_image
+from mtl_perception.rectification import Lens
 from mtl_perception.ros import qos
 from mtl_perception.ros.conversions import to_nanoseconds
 from mtl_perception.ros.poses import TransformSource
@@ -107,7 +108,7 @@ class ScaleReference:
         """
         self.problem = ''
         try:
-            message = self._nearest(to_nanoseconds(header.stamp))
+            message = self._nearest(header)
             if isinstance(message, LaserScan):
                 return self._by_scan(message, prediction, base_frame, base_from_upright)
             return self._by_depth(message, prediction, degrees)
@@ -116,7 +117,7 @@ class ScaleReference:
             return None
 
     def sensed_depth(
-        self, header: Header, picture: tuple[int, int], degrees: int
+        self, header: Header, picture: tuple[int, int], degrees: int, lens: Lens | None
     ) -> np.ndarray | None:
         """Return what a depth camera measured at the image's moment; None of a laser.
 
@@ -124,6 +125,7 @@ class ScaleReference:
             header: of the image.
             picture: (height, width) of the upright picture.
             degrees: clockwise turn that made it upright.
+            lens: that the picture was rectified with, before it was turned, if it was.
 
         Returns:
             float32 of that size, metres; 0 or NaN where nothing was measured.
@@ -133,12 +135,17 @@ class ScaleReference:
         """
         if self._kind != DEPTH_IMAGE:
             return None
-        message = self._nearest(to_nanoseconds(header.stamp))
+        message = self._nearest(header)
         assert isinstance(message, Image)
-        depth = _metres(_upright(message, degrees, picture))
+        depth = np.nan_to_num(_metres(_view(message)), nan=0.0, posinf=0.0)
+        if lens is not None:
+            depth = lens.depth(np.ascontiguousarray(depth))
+        depth = turn_image(depth, degrees)
+        _refuse_other_aspect(depth, picture, message)
         return cv2.resize(depth, picture[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
 
-    def _nearest(self, stamp_ns: int) -> LaserScan | Image:
+    def _nearest(self, header: Header) -> LaserScan | Image:
+        stamp_ns = to_nanoseconds(header.stamp)
         with self._lock:
             messages = tuple(self._messages)
         if not messages:
@@ -148,7 +155,13 @@ class ScaleReference:
             raise ReferenceProblem(
                 f'no message of {self._topic} has the time of the image to within 0.1 s'
             )
-        return messages[apart.index(min(apart))]
+        nearest = messages[apart.index(min(apart))]
+        if isinstance(nearest, Image) and nearest.header.frame_id != header.frame_id:
+            raise ReferenceProblem(
+                f'{self._topic} is seen from {nearest.header.frame_id!r}, the image from '
+                f'{header.frame_id!r}: use the depth that is aligned to the image'
+            )
+        return nearest
 
     def _by_scan(
         self,
@@ -183,7 +196,8 @@ class ScaleReference:
         self, image: Image, prediction: Prediction, degrees: int
     ) -> ScaleObservation | None:
         assert prediction.depth is not None
-        depth = _upright(image, degrees, prediction.depth.shape)
+        depth = turn_image(_view(image), degrees)
+        _refuse_other_aspect(depth, prediction.depth.shape, image)
         v, u = np.nonzero(depth > 0)
         if u.size > _SAMPLES:
             every = u.size // _SAMPLES + 1
@@ -198,11 +212,11 @@ class ScaleReference:
         )
 
 
-def _upright(image: Image, degrees: int, picture: tuple[int, ...]) -> np.ndarray:
-    """Return a depth image's own values, turned like the picture that it belongs to.
+def _view(image: Image) -> np.ndarray:
+    """Return a depth image's own values.
 
     Raises:
-        ReferenceProblem: it can't be read, is no depth, or has another aspect than the picture.
+        ReferenceProblem: it can't be read or is no depth.
     """
     try:
         depth = view_image(
@@ -220,14 +234,17 @@ def _upright(image: Image, degrees: int, picture: tuple[int, ...]) -> np.ndarray
             f'the reference depth has encoding {image.encoding}: 32FC1 (metres) or 16UC1 '
             '(millimetres) is expected'
         )
-    depth = turn_image(depth, degrees)
+    return depth
+
+
+def _refuse_other_aspect(depth: np.ndarray, picture: tuple[int, ...], image: Image) -> None:
+    """Raise ReferenceProblem where upright depth can't belong to the upright picture."""
     (height, width), (own_height, own_width) = picture, depth.shape
     if abs(own_height * width / own_width - height) > 1:
         raise ReferenceProblem(
             f'the reference depth is {image.width}x{image.height}, which has another aspect '
             'than the picture: publish it registered to the picture, at its size'
         )
-    return depth
 
 
 def _metres(depth: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import json
 import re
 import uuid
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ class SavedFrame:
         sensed_depth: float32 of the picture's size, metres, 0 or NaN where unknown; what a depth
             camera measured. It is saved instead of the predicted depth, and no normals with it:
             readers derive them from depth.
+        camera: its name, which tells frames of the same time apart; may be empty.
     """
 
     frame: CameraFrame
@@ -77,6 +79,7 @@ class SavedFrame:
     notes: dict[str, Any]
     things: dict[str, Any] | None = None
     sensed_depth: np.ndarray | None = None
+    camera: str = ''
 
 
 def describe_things(
@@ -119,7 +122,7 @@ def save(folder: Path, saved: SavedFrame) -> Path:
     frame, prediction = saved.frame, saved.prediction
     rgb = to_rgb(frame.pixels, frame.encoding)
     height, width = rgb.shape[:2]
-    name = f'{frame.stamp_ns:020d}'
+    name = _free_name(folder, '_'.join(filter(None, (f'{frame.stamp_ns:020d}', saved.camera))))
     pictures = {'rgb': rgb[..., ::-1]}
     if prediction.label is not None:
         pictures['label13'] = _fit(prediction.label, height, width)
@@ -141,6 +144,12 @@ def save(folder: Path, saved: SavedFrame) -> Path:
     except OSError as error:
         raise SavingError(f'{folder} cannot be written to: {error}') from error
     return folder / 'rgb' / f'{name}.png'
+
+
+def _free_name(folder: Path, name: str) -> str:
+    """Return the name, or with a number behind it where a frame is called so already."""
+    names = chain([name], (f'{name}_{number}' for number in count(2)))
+    return next(one for one in names if not (folder / 'rgb' / f'{one}.png').exists())
 
 
 def _fit(values: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import time
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -19,13 +20,14 @@ from mtl_perception.geometry.pipeline import GeometryConfig, Scene, SceneGeometr
 from mtl_perception.geometry.scale import ScaleObservation
 from mtl_perception.msg import FloorPlane
 from mtl_perception.orientation import turn_rotation
+from mtl_perception.rectification import Lens
 from mtl_perception.ros import qos
 from mtl_perception.ros.camera import Camera
 from mtl_perception.ros.conversions import to_nanoseconds
 from mtl_perception.ros.outputs import Filled, picture
 from mtl_perception.ros.parameters import Settings
 from mtl_perception.ros.poses import TransformSource, pose_matrix
-from mtl_perception.ros.references import ScaleReference
+from mtl_perception.ros.references import DEPTH_IMAGE, ScaleReference
 
 _KINDS = {
     'points': PointCloud2,
@@ -33,6 +35,9 @@ _KINDS = {
     'scan': LaserScan,
     'floor': FloorPlane,
 }
+
+# Share of its deviation before any observation below which the scale is told to maps.
+_SURE = 0.75
 
 # Topics of others that the scale is applied to.
 _SCALED_ELSEWHERE = frozenset({'detections_3d', 'depth/scaled'})
@@ -52,6 +57,8 @@ class SceneOutputs:
 
     Attributes:
         applied_scale: factor that makes the last frame's depth metric; None where none is applied.
+        map_scale: the same, but None also where nothing has told it for long: in a map, two scales
+            must not meet.
     """
 
     def __init__(
@@ -76,6 +83,7 @@ class SceneOutputs:
             profile: that is offered.
         """
         self.applied_scale: float | None = None
+        self.map_scale: float | None = None
         self._node = node
         self._camera = camera
         self._available = frozenset(available) & _NEEDED
@@ -93,7 +101,9 @@ class SceneOutputs:
                 )
         chosen = camera.settings
         self._reference: ScaleReference | None = None
-        if 'depth' in available and chosen.scale_reference != 'camera_height':
+        # A depth camera's depth is saved with frames, whatever the bundle knows.
+        told_by = chosen.scale_reference
+        if told_by == DEPTH_IMAGE or ('depth' in available and told_by != 'camera_height'):
             self._reference = ScaleReference(
                 node, chosen.scale_reference, chosen.scale_reference_topic, transforms
             )
@@ -117,12 +127,12 @@ class SceneOutputs:
             self._reference.refresh()
 
     def sensed_depth(
-        self, header: Header, picture: tuple[int, int], degrees: int
+        self, header: Header, picture: tuple[int, int], degrees: int, lens: Lens | None
     ) -> np.ndarray | None:
         """Return the depth camera's own depth of a picture; see `ScaleReference.sensed_depth`."""
         if self._reference is None:
             return None
-        return self._reference.sensed_depth(header, picture, degrees)
+        return self._reference.sensed_depth(header, picture, degrees, lens)
 
     @property
     def topics(self) -> list[str]:
@@ -162,7 +172,7 @@ class SceneOutputs:
             wanted: topics from `wanted`.
             settings: of the node.
         """
-        self.applied_scale = None
+        self.applied_scale = self.map_scale = None
         topics = {topic for topic in wanted if topic in _KINDS}
         asked = set(topics)
         if _needs_scale(wanted, settings):
@@ -194,7 +204,8 @@ class SceneOutputs:
         scene = self._geometry.update(
             prediction,
             picture(frame, height, width) if with_points else None,
-            time_s=to_nanoseconds(header.stamp) / 1e9,
+            # Without stamps time passes as the node's own.
+            time_s=to_nanoseconds(header.stamp) / 1e9 or time.monotonic(),
             outputs=asked,
             base_from_camera=base_from_upright,
             scale_reference=self._observe(
@@ -209,6 +220,15 @@ class SceneOutputs:
         )
         if scene.scale_applied:
             self.applied_scale = float(scene.scale.scale)
+            prior_std = self._geometry.config.scale_filter.prior_std
+            if scene.scale.std < _SURE * prior_std * scene.scale.scale:
+                self.map_scale = self.applied_scale
+            elif 'depth/scaled' in wanted:
+                self._camera.warn(
+                    'scaled depth',
+                    f'{self._camera.label}: no depth/scaled: what tells the scale, the floor or '
+                    'the reference, was not seen well for a while',
+                )
         elif settings.scale == 'apply' and self._scale_is_told(base_from_upright):
             self._camera.warn(
                 'scale off',
