@@ -9,13 +9,16 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from mtl_perception.bundle import ClassSpec
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console(stderr=True)
@@ -297,6 +300,10 @@ def evaluate(
     engine: Annotated[str, typer.Option(help='auto, openvino, onnxruntime, ...')] = 'auto',
     precision: Annotated[str, typer.Option(help="Of the engine's arithmetic.")] = 'float32',
     threads: Annotated[int, typer.Option(min=0, help='Of the engine; 0: it chooses.')] = 0,
+    classes: Annotated[
+        Path | None,
+        typer.Option(help="Names of a checkpoint's classes: see `export`."),
+    ] = None,
     json_path: Annotated[str | None, typer.Option('--json', help="File, or '-'.")] = None,
 ) -> None:
     """Measure a bundle, or a checkpoint as it would be shipped, on labelled pictures."""
@@ -308,9 +315,16 @@ def evaluate(
 
     if (bundle is None) == (checkpoint is None):
         raise typer.BadParameter('give exactly one of --bundle and --checkpoint')
+    if classes is not None and checkpoint is None:
+        raise typer.BadParameter('a bundle has its own names: give --classes with --checkpoint')
     with tempfile.TemporaryDirectory() as scratch:
         if checkpoint is not None:
-            shipped = export_bundle(checkpoint, Path(scratch) / 'checkpoint', calibrated=False)
+            shipped = export_bundle(
+                checkpoint,
+                Path(scratch) / 'checkpoint',
+                classes=_class_specs(classes),
+                calibrated=False,
+            )
         else:
             shipped = ModelBundle.load(bundle)
         figures = evaluate_bundle(
@@ -324,6 +338,16 @@ def evaluate(
         )
     _print_figures(figures)
     _write_json(figures, json_path)
+
+
+def _class_specs(path: Path | None) -> list[ClassSpec] | None:
+    """Return the names and colours of a classes file; None without one."""
+    from mtl_perception.bundle import ClassSpec
+
+    if path is None:
+        return None
+    entries = json.loads(path.read_text(encoding='utf-8'))
+    return [ClassSpec.model_validate(entry) for entry in entries]
 
 
 def _print_figures(figures: dict[str, Any]) -> None:
@@ -363,20 +387,16 @@ def export(
     ] = None,
 ) -> None:
     """Write a checkpoint's averaged weights as a bundle for the robot; parity is checked."""
-    from mtl_perception.bundle import ClassSpec, MetricsSpec
+    from mtl_perception.bundle import MetricsSpec
     from mtl_training.evaluate import evaluate_bundle
     from mtl_training.export import export_bundle
 
-    specs = None
-    if classes is not None:
-        entries = json.loads(classes.read_text(encoding='utf-8'))
-        specs = [ClassSpec.model_validate(entry) for entry in entries]
     bundle = export_bundle(
         checkpoint,
         target,
         name=name,
         description=description,
-        classes=specs,
+        classes=_class_specs(classes),
         size=_size(size),
         calibrated=calibrate,
     )

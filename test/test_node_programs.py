@@ -246,6 +246,8 @@ def test_the_doctor_names_what_is_wrong_and_the_fix(
         format='jpeg', data=cv2.imencode('.jpg', textured())[1].tobytes()
     )
     camera['/c/camera_info'] = camera_info(k=[0.0] * 9)
+    camera['/d/image/compressed'] = camera['/c/image/compressed']
+    camera['/d/camera_info'] = camera_info(48, 64)
     findings = examine(tiny_bundle)
     worst = {subject: doctor.worst(found) for subject, found in findings.items()}
     assert worst['/a/image'] == Severity.ERROR
@@ -254,6 +256,7 @@ def test_the_doctor_names_what_is_wrong_and_the_fix(
     assert '64x48 but images 128x96' in findings['/b/camera_info'][0].text
     assert 'transport:=compressed' in findings['/c/image/compressed'][0].text
     assert 'all-zero K' in findings['/c/camera_info'][0].text
+    assert '64x48 but images 128x96' in findings['/d/camera_info'][0].text
     for found in findings.values():
         assert all(bool(f.fix) == (f.severity != Severity.OK) for f in found)
 

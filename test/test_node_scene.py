@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -336,10 +337,10 @@ def test_boxes_stand_in_the_corrected_scale(tmp_path):
     assert near.bbox.size.x == pytest.approx(0.8 * 0.8, rel=0.1)
 
 
-def with_reference(rig, reference, *, reliable=False):
+def with_reference(rig, reference, *, reliable=False, info=None):
     """Publish a reference and a picture of the same stamp until the floor shows a scale."""
     rig.collect('/perception/floor', FloorPlane)
-    rig.calibrate(camera_info())
+    rig.calibrate(info or camera_info())
     publisher = rig.publisher('/reference', type(reference), reliable=reliable)
     message = image_message(textured())
 
@@ -395,6 +396,32 @@ def test_sparse_depth_corrects_the_scale(tmp_path, encoding):
     assert floor.scale == pytest.approx(1 / 1.3, rel=0.01)
     assert not floor.scale_applied
     assert asked.qos_profile.reliability == ReliabilityPolicy.RELIABLE
+
+
+def test_depth_of_a_lens_that_distorts_is_compared_where_it_is_seen(tmp_path):
+    view = room()
+    info = camera_info()
+    info.distortion_model, info.d = 'plumb_bob', [-0.3, 0.1, 0.0, 0.0, 0.0]
+    # What the lens shows at each of its pixels, of the floor before the robot alone.
+    matrix = np.array(info.k).reshape(3, 3)
+    v, u = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float64)
+    seen = cv2.undistortPoints(
+        np.stack([u, v], -1).reshape(-1, 1, 2), matrix, np.array(info.d), P=matrix
+    )
+    columns, rows = np.rint(seen[:, 0].T.reshape(2, HEIGHT, WIDTH)).astype(int)
+    inside = (columns >= 0) & (columns < WIDTH) & (rows >= 0) & (rows < HEIGHT)
+    inside &= v >= HEIGHT * 0.8
+    depth = view.prediction.depth[rows.clip(0, HEIGHT - 1), columns.clip(0, WIDTH - 1)]
+    reference = image_message(np.where(inside, depth, 0).astype(np.float32), '32FC1')
+    with node_of(
+        bundle_of(view, tmp_path, depth_factor=1.3),
+        rectify=True,
+        scale='estimate',
+        scale_reference='depth_image',
+        scale_reference_topic='/reference',
+    ) as rig:
+        floor = with_reference(rig, reference, reliable=True, info=info)
+    assert floor.scale == pytest.approx(1 / 1.3, rel=0.01)
 
 
 @pytest.mark.parametrize(

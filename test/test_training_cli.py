@@ -98,6 +98,12 @@ def test_own_pictures_may_have_another_number_of_classes(
     assert run(monkeypatch, 'evaluate', '--bundle', bundle, '--data', data, *split) == 0
     figures = json.loads(capfd.readouterr().out)
     assert figures['frames'] == 4 and figures['segmentation']['miou'] is not None
+    checkpoint = ('evaluate', '--checkpoint', folder / 'last.json', '--data', data, *split)
+    assert run(monkeypatch, *checkpoint) == 2
+    assert '13 classes are named, the network has 20' in capfd.readouterr().err
+    assert run(monkeypatch, *checkpoint, '--classes', tmp_path / 'names.json') == 0
+    again = json.loads(capfd.readouterr().out)
+    assert set(again['segmentation']['iou']) == set(figures['segmentation']['iou'])
 
 
 def test_prepare_and_train_tell_where_things_are(

@@ -215,12 +215,13 @@ def _check_gpu(engine: str) -> Finding:
 
 @dataclass
 class _Heard:
-    """What arrived on one image topic."""
+    """What arrived on one image topic; `size` is (width, height) of a picture that was read."""
 
     kind: str
     times: list[float] = field(default_factory=list)
     ages_s: list[float] = field(default_factory=list)
     last: Any = None
+    size: tuple[int, int] | None = None
     info: CameraInfo | None = None
 
 
@@ -432,6 +433,7 @@ class GraphExamination:
                 'set the camera driver to rgb8 or bgr8, or use transport:=compressed',
             )
         height, width = picture_size(frame.pixels, frame.encoding)
+        heard.size = (width, height)
         how = 'transport:=compressed' if heard.kind == _COMPRESSED else 'transport:=raw'
         base = topic.removesuffix('/compressed')
         return Finding(
@@ -469,10 +471,9 @@ class GraphExamination:
             problems.append(
                 f'frame {calibration.frame_id!r} but images {message.header.frame_id!r}'
             )
-        if heard.kind == _IMAGE and (raw.width, raw.height) != (message.width, message.height):
-            problems.append(
-                f'{raw.width}x{raw.height} but images {message.width}x{message.height}'
-            )
+        if heard.size is not None and heard.size != (raw.width, raw.height):
+            width, height = heard.size
+            problems.append(f'{raw.width}x{raw.height} but images {width}x{height}')
         if problems:
             return Finding(
                 Severity.WARNING,

@@ -348,7 +348,13 @@ class Processor:
         if channel.save_request is not None and not _lacks(prediction, self._perceiver):
             self._save(frame, upright)
         scenes = channel.scenes.fill(
-            frame.header, frame.upright, upright, frame.degrees, frame.wanted, settings
+            frame.header,
+            frame.upright,
+            upright,
+            frame.degrees,
+            frame.wanted,
+            settings,
+            frame.lens,
         )
         perceived = Perceived(
             frame.header,

@@ -96,6 +96,7 @@ class ScaleReference:
         base_frame: str,
         base_from_upright: np.ndarray | None,
         degrees: int,
+        lens: Lens | None = None,
     ) -> ScaleObservation | None:
         """Return the scale that the reference of the same moment shows; `problem` says why not.
 
@@ -105,13 +106,14 @@ class ScaleReference:
             base_frame: of the robot.
             base_from_upright: [4, 4], frame of the upright picture to the base frame.
             degrees: clockwise turn that made the picture upright.
+            lens: that the picture was rectified with, before it was turned, if it was.
         """
         self.problem = ''
         try:
             message = self._nearest(header)
             if isinstance(message, LaserScan):
                 return self._by_scan(message, prediction, base_frame, base_from_upright)
-            return self._by_depth(message, prediction, degrees)
+            return self._by_depth(message, prediction, degrees, lens)
         except ReferenceProblem as problem:
             self.problem = str(problem)
             return None
@@ -137,10 +139,7 @@ class ScaleReference:
             return None
         message = self._nearest(header)
         assert isinstance(message, Image)
-        depth = np.nan_to_num(_metres(_view(message)), nan=0.0, posinf=0.0)
-        if lens is not None:
-            depth = lens.depth(np.ascontiguousarray(depth))
-        depth = turn_image(depth, degrees)
+        depth = turn_image(_measured(message, lens), degrees)
         _refuse_other_aspect(depth, picture, message)
         return cv2.resize(depth, picture[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
 
@@ -193,10 +192,11 @@ class ScaleReference:
         )
 
     def _by_depth(
-        self, image: Image, prediction: Prediction, degrees: int
+        self, image: Image, prediction: Prediction, degrees: int, lens: Lens | None
     ) -> ScaleObservation | None:
         assert prediction.depth is not None
-        depth = turn_image(_view(image), degrees)
+        # A few thousand pixels are enough: only rectifying takes all of them.
+        depth = turn_image(_view(image) if lens is None else _measured(image, lens), degrees)
         _refuse_other_aspect(depth, prediction.depth.shape, image)
         v, u = np.nonzero(depth > 0)
         if u.size > _SAMPLES:
@@ -235,6 +235,12 @@ def _view(image: Image) -> np.ndarray:
             '(millimetres) is expected'
         )
     return depth
+
+
+def _measured(image: Image, lens: Lens | None) -> np.ndarray:
+    """Return a depth image's metres, rectified with a lens; 0 where nothing was measured."""
+    depth = np.nan_to_num(_metres(_view(image)), nan=0.0, posinf=0.0)
+    return depth if lens is None else lens.depth(np.ascontiguousarray(depth))
 
 
 def _refuse_other_aspect(depth: np.ndarray, picture: tuple[int, ...], image: Image) -> None:

@@ -161,6 +161,7 @@ class SceneOutputs:
         degrees: int,
         wanted: Collection[str],
         settings: Settings,
+        lens: Lens | None = None,
     ) -> Filled:
         """Compute the wanted topics and write their messages.
 
@@ -171,6 +172,7 @@ class SceneOutputs:
             degrees: clockwise turn that made the picture upright.
             wanted: topics from `wanted`.
             settings: of the node.
+            lens: that the picture was rectified with, before it was turned, if it was.
         """
         self.applied_scale = self.map_scale = None
         topics = {topic for topic in wanted if topic in _KINDS}
@@ -209,7 +211,7 @@ class SceneOutputs:
             outputs=asked,
             base_from_camera=base_from_upright,
             scale_reference=self._observe(
-                header, prediction, settings, base_from_upright, degrees
+                header, prediction, settings, base_from_upright, degrees, lens
             ),
             use_height=self._reference is None,
             cloud_out=(
@@ -277,12 +279,13 @@ class SceneOutputs:
         settings: Settings,
         base_from_upright: np.ndarray | None,
         degrees: int,
+        lens: Lens | None,
     ) -> ScaleObservation | None:
         """Return what another sensor says about the scale, where one was chosen."""
         if self._reference is None or settings.scale == 'off':
             return None
         observation = self._reference.observe(
-            header, prediction, settings.base_frame, base_from_upright, degrees
+            header, prediction, settings.base_frame, base_from_upright, degrees, lens
         )
         if self._reference.problem:
             self._camera.warn(
