@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -22,12 +23,21 @@ from mtl_perception.bundle import AttributeSpec
 from mtl_perception.datasets import ROOMS, THINGS
 from mtl_training.settings_yaml import load_settings
 
+
+def _rising(zoom: tuple[float, float]) -> tuple[float, float]:
+    low, high = zoom
+    if not 0 < low <= high:
+        raise ValueError(f'zoom {zoom} must be a range [low, high] with 0 < low <= high')
+    return zoom
+
+
 CONFIG_FOLDER = Path(__file__).parent / 'configs'
 DATA = '../shared/data'
 TaskName = Literal['segmentation', 'depth', 'normals', 'detection', 'classification']
 DENSE_TASKS: tuple[TaskName, ...] = ('segmentation', 'depth', 'normals')
 TASKS: tuple[TaskName, ...] = get_args(TaskName)
 PictureSide = Annotated[int, Field(ge=32, multiple_of=32)]
+ZoomRange = Annotated[tuple[float, float], AfterValidator(_rising)]
 Format = Literal[
     'pictures',
     'libmtl',
@@ -235,7 +245,7 @@ class AugmentationSettings(Settings):
         greyscale, blur, noise: probability of each.
     """
 
-    zoom: tuple[float, float] = (0.9, 1.8)
+    zoom: ZoomRange = (0.9, 1.8)
     rotation_deg: float = Field(4.0, ge=0, le=45)
     flip: float = Field(0.5, ge=0, le=1)
     brightness: float = Field(0.3, ge=0, lt=1)
@@ -247,13 +257,6 @@ class AugmentationSettings(Settings):
     blur: float = Field(0.1, ge=0, le=1)
     noise: float = Field(0.1, ge=0, le=1)
 
-    @model_validator(mode='after')
-    def _zoom_is_a_range(self) -> AugmentationSettings:
-        low, high = self.zoom
-        if not 0 < low <= high:
-            raise ValueError(f'zoom {self.zoom} must be a range [low, high] with 0 < low <= high')
-        return self
-
 
 class StageSettings(Settings):
     """Picture size until a share of the training is done (progressive resolution).
@@ -263,18 +266,33 @@ class StageSettings(Settings):
             step; a size may stand there more than once. A network that meets pictures of several
             sizes on the robot has to see them here.
         zoom: replaces the augmentation's range during this stage.
+        smaller_zoom: that of the sizes less high than the first, if not the same. Zoom 1 is the
+            whole picture however small; a camera of long focal length sees what larger zooms cut
+            out of it.
     """
 
     until: float = Field(1.0, gt=0, le=1)
     height: PictureSide = 288
     width: PictureSide = 384
     others: tuple[tuple[PictureSide, PictureSide], ...] = ()
-    zoom: tuple[float, float] | None = None
+    zoom: ZoomRange | None = None
+    smaller_zoom: ZoomRange | None = None
 
-    def size(self, step: int) -> tuple[int, int]:
-        """Return (height, width) in pixels for `step`."""
+    @model_validator(mode='after')
+    def _smaller_ones_are_there(self) -> StageSettings:
+        if self.smaller_zoom is not None and all(size[0] >= self.height for size in self.others):
+            raise ValueError(
+                f'smaller_zoom is of sizes in `others` less high than {self.height} px, and there '
+                'is none: name some there, or leave smaller_zoom out'
+            )
+        return self
+
+    def view(self, step: int) -> tuple[int, int, tuple[float, float] | None]:
+        """Return height and width in pixels for `step`, and its zooms if not the usual ones."""
         sizes = ((self.height, self.width), *self.others)
-        return sizes[step % len(sizes)]
+        height, width = sizes[step % len(sizes)]
+        closer = self.smaller_zoom is not None and height < self.height
+        return height, width, self.smaller_zoom if closer else self.zoom
 
 
 class ScheduleSettings(Settings):

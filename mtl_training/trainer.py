@@ -212,7 +212,7 @@ def _pictures(mixture: Mixture, config: TrainingConfig) -> Iterator[Tensor]:
     """Yield some batches as the end of the training sees them; it misses none for that."""
     stage = config.schedule.stages[-1]
     for step in range(UNFOLDING_BATCHES):
-        yield mixture[BatchRequest(step, *stage.size(step), stage.zoom)]['image']
+        yield mixture[BatchRequest(step, *stage.view(step))]['image']
 
 
 @contextmanager
@@ -268,7 +268,7 @@ def _requests(clock: Clock, step: int) -> Iterator[BatchRequest]:
     """Order batches until the training is over; the size is that of the moment of ordering."""
     while not clock.finished(step):
         stage = clock.stage(step)
-        yield BatchRequest(step, *stage.size(step), stage.zoom)
+        yield BatchRequest(step, *stage.view(step))
         step += 1
 
 

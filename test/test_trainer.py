@@ -516,6 +516,20 @@ def test_sizes_of_a_stage_take_turns(
     assert seen == [(64, 96), (32, 64), (64, 96), (64, 96), (32, 64)]
 
 
+def test_smaller_pictures_may_be_cut_out_more_closely(pictures: Path, cache: Path) -> None:
+    stage = {'height': 64, 'width': 96, 'others': [[32, 64], [64, 96]], 'zoom': [1.0, 1.2]}
+    schedule = {'steps': 3, 'stages': [stage | {'smaller_zoom': [0.95, 2.4]}]}
+    (chosen,) = tiny_config(pictures, cache, schedule=schedule).schedule.stages
+    assert [chosen.view(step) for step in range(3)] == [
+        (64, 96, (1.0, 1.2)),
+        (32, 64, (0.95, 2.4)),
+        (64, 96, (1.0, 1.2)),
+    ]
+    schedule = {'steps': 3, 'stages': [stage]}
+    (same,) = tiny_config(pictures, cache, schedule=schedule).schedule.stages
+    assert same.view(1) == (32, 64, (1.0, 1.2))
+
+
 def test_learning_rate_warms_up_and_ends_at_zero(pictures: Path, cache: Path) -> None:
     schedule = {'steps': 100, 'warmup_steps': 10}
     clock = Clock(tiny_config(pictures, cache, schedule=schedule).schedule)
@@ -534,6 +548,8 @@ def test_learning_rate_warms_up_and_ends_at_zero(pictures: Path, cache: Path) ->
         ('data.held_out.source=moon', 'not among the sources'),
         ('augmentation.zoom=[2, 1]', 'zoom'),
         ('schedule.stages=[{others: [[64, 100]]}]', 'multiple of 32'),
+        ('schedule.stages=[{zoom: [2, 1]}]', 'zoom'),
+        ('schedule.stages=[{smaller_zoom: [1, 2]}]', 'less high than 288'),
         ('no equals sign', 'dotted.key=value'),
     ],
 )
