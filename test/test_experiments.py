@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from mtl_training.experiments.study import (  # noqa: E402
     merge,
     row_config,
 )
+from mtl_training.run_state import load_network  # noqa: E402
 
 
 def random_frames(
@@ -318,6 +320,32 @@ def test_a_row_of_other_settings_is_not_taken_for_done(study_file: Path, tmp_pat
     with pytest.raises(ConfigError, match=r'schedule.steps 1 != 3.* remove that folder'):
         run(change={})
     assert run(change={**values['change'], 'threads': 2})['rows'][0]['seeds'] == 1
+
+
+def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return dict(load_network(checkpoint)[0].named_parameters())
+
+
+def test_a_row_starts_from_the_weights_that_it_names(study_file: Path, tmp_path: Path) -> None:
+    values = yaml.safe_load(study_file.read_text())
+    values |= {'seeds': [1], 'rows': values['rows'][1:], 'compare_to': None}
+    runner.run_study(StudySettings.model_validate(values), tmp_path / 'first', 'full')
+    start = str(tmp_path / 'first' / 'depth' / '1' / 'last.json')
+    values |= {'seeds': [2], 'change': {'optimizer': {'lr': 1e-12}}}
+    row = values['rows'][0]
+
+    def run(**changes: Any) -> dict[str, torch.Tensor]:
+        study = StudySettings.model_validate(values | {'rows': [row | changes]})
+        runner.run_study(study, tmp_path / 'second', 'full')
+        return weights_of(tmp_path / 'second' / 'depth' / '2' / 'last.json')
+
+    found = run(start_from=start)
+    for name, weight in weights_of(Path(start)).items():
+        torch.testing.assert_close(found[name], weight)
+    with pytest.raises(ConfigError, match=r'\(start_from .*last.json != None\)'):
+        run()
+    shutil.rmtree(tmp_path / 'second')
+    assert not all(torch.equal(weight, found[name]) for name, weight in run().items())
 
 
 def test_studies_and_searches_run_in_one_process(

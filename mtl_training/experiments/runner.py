@@ -46,6 +46,7 @@ from mtl_training.trainer import train
 PICTURED_FRAMES = 3
 NEAR_M, FAR_M = 0.7, 10.0
 SHOWN_SCORE = 0.3
+START = 'start.json'
 
 
 def run_study(
@@ -71,7 +72,7 @@ def run_study(
     for row in study.rows:
         for seed in study.seeds:
             config = row_config(study, row, seed, scale)
-            _refuse_another_training(out / row.name / str(seed), config, source)
+            _refuse_another_training(out / row.name / str(seed), config, row.start_from, source)
     out.mkdir(parents=True, exist_ok=True)
     first = row_config(study, study.rows[0], study.seeds[0], scale)
     names = vocabulary_of(first.network)
@@ -107,25 +108,29 @@ def run_study(
             config = row_config(study, row, seed, scale)
             folder = out / row.name / str(seed)
             if not (folder / 'measured.json').is_file():
-                _train_and_measure(config, source, folder, frames, console)
+                _train_and_measure(config, row.start_from, source, folder, frames, console)
         results = summarise(study, out, scale, len(frames))
         write_report(study, results, out)
     return results
 
 
-def _refuse_another_training(folder: Path, config: TrainingConfig, source: SourceSettings) -> None:
+def _refuse_another_training(
+    folder: Path, config: TrainingConfig, start_from: str | None, source: SourceSettings
+) -> None:
     """Raise ConfigError where `folder` holds a training or figures that are not of these settings.
 
     Half-done rows are judged by their checkpoint. A study compares its rows, so that their length
     may not change either.
     """
     stored: dict[str, Any] = {}
-    for file in (folder / 'last.json', folder / 'measured.json'):
+    for file in (folder / 'last.json', folder / 'measured.json', folder / START):
         if file.is_file():
             stored |= json.loads(file.read_text(encoding='utf-8'))
     different = []
     if 'config' in stored:
         different += differences(parse_config(stored['config'], str(folder)), config)
+    if stored and stored.get('start_from') != start_from:
+        different.append(('start_from', stored.get('start_from'), start_from))
     if 'measured_on' in stored:
         measured_on = SourceSettings.model_validate(stored['measured_on'])
         different += differences(measured_on, source, 'measure')
@@ -139,6 +144,7 @@ def _refuse_another_training(folder: Path, config: TrainingConfig, source: Sourc
 
 def _train_and_measure(
     config: TrainingConfig,
+    start_from: str | None,
     source: SourceSettings,
     folder: Path,
     frames: FrameSubset,
@@ -146,7 +152,11 @@ def _train_and_measure(
 ) -> None:
     finished = folder / 'result.json'
     if not (finished.is_file() and json.loads(finished.read_text())['finished']):
-        result = train(config, folder, resume=(folder / 'last.json').is_file(), console=console)
+        resume = (folder / 'last.json').is_file()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / START).write_text(json.dumps({'start_from': start_from}), encoding='utf-8')
+        start = None if resume or start_from is None else Path(start_from)
+        result = train(config, folder, resume=resume, start_from=start, console=console)
         if not result['finished']:
             raise KeyboardInterrupt
     measured: dict[str, Any] = {

@@ -27,12 +27,14 @@ class RowSettings(Settings):
 
     Attributes:
         change: what differs from the base configuration, as nested keys.
+        start_from: a checkpoint or bundle whose weights are the start.
         reference: the reference study's figures for this row, for comparison only.
     """
 
     name: str = Field(pattern=r'^[a-z0-9][a-z0-9_-]*$')
     title: str
     change: dict[str, Any] = Field(default_factory=dict)
+    start_from: str | None = None
     reference: dict[str, float] = Field(default_factory=dict)
 
 
