@@ -426,7 +426,7 @@ def worlds(
     ],
     recipe: Annotated[
         str,
-        typer.Option(help='train, validation, test, room, sheet, or a YAML file.'),
+        typer.Option(help='train, validation, test, room, flat, sheet, or a YAML file.'),
     ] = 'train',
     settings: Annotated[
         list[str] | None, typer.Option('--set', help='Override key=value; repeatable.')

@@ -45,7 +45,9 @@ find_python() {
     local found
     found=$(version_of "${PYTHON:-python3}" || echo none)
     if [[ -n $sourced_ros ]]; then
-        fail "ROS 2 $sourced_ros is sourced but no Python of ${wanted// /, } imports its rclpy (found Python $found): install ros-$sourced_ros-rclpy, or open a shell without ROS to use the wheels"
+        local help="install ros-$sourced_ros-rclpy"
+        [[ $level == full && $found == 3.10 ]] && help='train in a clone on another machine'
+        fail "ROS 2 $sourced_ros is sourced but no Python of ${wanted// /, } imports its rclpy (found Python $found): $help, or use the wheels by another clone in a shell without ROS"
     fi
     fail "Python 3.11 or 3.12 is needed (found Python $found): install it and run again with PYTHON=/path/to/python3.11"
 }
@@ -107,11 +109,15 @@ if [[ $(cat "$stamp" 2>/dev/null) != "$fingerprint" ]]; then
         [[ -z $free_kb ]] || ((free_kb >= needed_gb * 1000000)) ||
             fail "the disk of $venv has $((free_kb / 1000)) MB free but level '$level' takes $needed_gb GB: make room, or name a folder on another disk with VENV=/path"
     fi
-    if [[ ! -x $venv/bin/python || $(version_of "$venv/bin/python") != $(version_of "$python") ]]; then
+    # Packages of one ROS 2 beside messages that another one made do not fit.
+    ros=${sourced_ros:-wheels}
+    if [[ ! -x $venv/bin/python || $(version_of "$venv/bin/python") != $(version_of "$python") ||
+        $(cat "$venv/.ros" 2>/dev/null || echo "$ros") != "$ros" ]]; then
         say "Making ${venv#"$root"/} with $("$python" -V)${sourced_ros:+ and ROS 2 $sourced_ros}"
         rm -rf "$venv"
         "$python" -m venv ${sourced_ros:+--system-site-packages} "$venv"
     fi
+    echo "$ros" >"$venv/.ros"
     say "Installing ${files[*]} (the first time takes some minutes)"
     install "${arguments[@]}" ||
         fail "pip could not install requirements/{$(IFS=,; echo "${files[*]}")}.txt: see its message above; with no network, point pip at a mirror and run again"

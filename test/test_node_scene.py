@@ -286,10 +286,11 @@ def test_without_a_scale_depth_for_maps_is_silent(tmp_path, parameters, sentence
     ('parameters', 'sentence'),
     [
         ({}, 'scale: apply has no effect'),
+        ({'camera_height': 0.6}, 'its height above the floor, but its tilt is unknown'),
         ({'camera_pose': [0.0, 0.0, 0.6, 0.0, 0.2618, 0.0]}, 'camera is 0.60 m above'),
         ({'camera_pose': [0.0, 0.0, -0.1, 0.0, 0.2618, 0.0]}, 'camera: it is 0.10 m below'),
     ],
-    ids=['unknown', 'known', 'base above the camera'],
+    ids=['unknown', 'height alone', 'known', 'base above the camera'],
 )
 def test_the_log_tells_what_height_the_scale_follows(tmp_path, parameters, sentence):
     with node_of(bundle_of(room(), tmp_path), scale='apply', **parameters) as rig:

@@ -24,6 +24,7 @@ TOOLS = [
     'g++',
     'df',
     'awk',
+    'rm',
 ]
 
 
@@ -117,6 +118,20 @@ def test_a_sourced_ros_without_rclpy_is_named(tools: Path, tmp_path: Path) -> No
         AMENT_PREFIX_PATH='/opt/ros/humble',
     )
     assert_refused(result, 'ROS 2 humble is sourced', 'ros-humble-rclpy')
+
+
+@pytest.mark.parametrize(('ros', 'again'), [('jazzy', True), ('wheels', False)])
+def test_an_environment_of_another_ros_is_made_anew(
+    ros: str, again: bool, tools: Path, tmp_path: Path
+) -> None:
+    (tmp_path / 'venv' / 'bin').mkdir(parents=True)
+    fake_python(tmp_path / 'venv' / 'bin', 'python', '3.11')
+    (tmp_path / 'venv' / '.ros').write_text(f'{ros}\n')
+    python = fake_python(tools, 'python3', '3.11')
+    result = set_up(tools, tmp_path, PYTHON=str(python))
+    assert result.returncode == 1
+    assert ('Making' in result.stdout) == again
+    assert (tmp_path / 'venv').exists() != again
 
 
 def test_an_unknown_level_is_refused() -> None:

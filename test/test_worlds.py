@@ -394,6 +394,11 @@ def test_a_stopped_generation_goes_on_and_gives_the_same_files(opengl: None, tmp
 
     with pytest.raises(GenerationError, match='another recipe'):
         generate(tmp_path, recipe.model_copy(update={'seed': 1}), processes=1, progress=silent)
+    (folder / 'recipe.json').unlink()
+    kept.pop(folder / 'recipe.json')
+    with pytest.raises(GenerationError, match=r'no recipe\.json'):
+        generate(tmp_path, recipe, processes=1, progress=silent)
+    assert {path: path.read_bytes() for path in folder.rglob('*.*') if path.is_file()} == kept
     shutil.rmtree(folder)
 
 

@@ -318,8 +318,8 @@ class Settings:
     )
     confidence_threshold: float = _parameter(
         0.0,
-        'Pixels less sure than this get the label 255 (unknown) in segmentation/mask and are '
-        'left out of the obstacles.',
+        'Pixels less sure than this get the label 255 (unknown) in segmentation/mask. Points and '
+        'obstacles leave them out, too, after disagreeing normals have lowered the confidence.',
         minimum=0.0,
         maximum=1.0,
     )

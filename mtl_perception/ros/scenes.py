@@ -342,9 +342,18 @@ class SceneOutputs:
         return self._reference is not None or known is not None
 
     def _tell_of_height(self, base_from_upright: np.ndarray | None, settings: Settings) -> None:
-        """Say what height the scale follows, or warn that none is known."""
+        """Say what height the scale follows, or warn that none, or no tilt, is known."""
         camera, base = self._camera, settings.base_frame
-        if camera.settings.camera_height or self._reference is not None:
+        if self._reference is not None:
+            return
+        if camera.settings.camera_height:
+            if base_from_upright is None and settings.scale != 'off':
+                camera.warn_once(
+                    'mounting',
+                    f'{camera.label}: the scale follows its height above the floor, but its tilt '
+                    'is unknown, and a floor that is only seen is off by several degrees: set '
+                    f'camera_pose, or publish the transform from {base!r}',
+                )
             return
         if base_from_upright is None:
             if settings.scale != 'off':

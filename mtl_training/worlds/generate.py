@@ -153,13 +153,13 @@ def generate(
         Numbers of 'worlds' and 'frames' in the folder, and of worlds 'made' by this call.
 
     Raises:
-        GenerationError: a world failed, the folder holds another recipe's pictures, or a class
-            that the recipe requires is missing.
+        GenerationError: a world failed, the folder holds another recipe's pictures or other
+            files, or a class that the recipe requires is missing.
     """
     folder = root / recipe.split
     scenes = folder / 'scenes'
-    scenes.mkdir(parents=True, exist_ok=True)
     _check_recipe(folder / 'recipe.json', recipe)
+    scenes.mkdir(exist_ok=True)
     done = {int(path.stem): json.loads(path.read_text()) for path in scenes.glob('*.json')}
     missing = [number for number in range(recipe.worlds) if number not in done]
     for name in SUFFIX:
@@ -211,6 +211,12 @@ def _check_recipe(path: Path, recipe: PictureRecipe) -> None:
                 f'{path.parent} ends within a world ({found["frames"]} frames, {recipe.views} a '
                 'world) and cannot be continued: choose another folder or split'
             )
+    elif path.parent.is_dir() and any(path.parent.iterdir()):
+        raise GenerationError(
+            f'{path.parent} holds files but no recipe.json, so they are not of generated worlds: '
+            'choose an empty folder'
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
     _write_text(path, json.dumps(wanted, indent=2))
 
 
