@@ -254,7 +254,7 @@ def train(
 def params(
     backbone: Annotated[str, typer.Option(help="timm's name.")] = 'pvt_v2_b0',
     decoder: Annotated[
-        str, typer.Option(help='pyramid, bifpn, deeplab or segformer.')
+        str, typer.Option(help='pyramid, attentive_pyramid, bifpn, deeplab or segformer.')
     ] = 'pyramid',
     tasks: Annotated[str, typer.Option(help='Comma-separated.')] = 'segmentation,depth,normals',
     sharing: Annotated[str, typer.Option(help='hard, cross_stitch, mtan or mmoe.')] = 'hard',

@@ -79,7 +79,7 @@ class NetworkSettings(Settings):
 
     backbone: str = 'pvt_v2_b0'
     pretrained: bool | str = False
-    decoder: Literal['pyramid', 'bifpn', 'deeplab', 'segformer'] = 'pyramid'
+    decoder: Literal['pyramid', 'attentive_pyramid', 'bifpn', 'deeplab', 'segformer'] = 'pyramid'
     decoder_channels: int = Field(128, ge=8, le=512)
     sharing: Literal['hard', 'cross_stitch', 'mtan', 'mmoe'] = 'hard'
     depth_min: float = Field(0.1, gt=0)

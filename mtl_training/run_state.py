@@ -19,6 +19,7 @@ from mtl_training.config import NetworkSettings, Settings, TrainingConfig, parse
 from mtl_training.data import vocabulary_of
 from mtl_training.ema import MovingAverage
 from mtl_training.networks import MultiTaskNetwork, NetworkConfig, build_network
+from mtl_training.networks.decoders import DECODERS
 from mtl_training.optimizer import load_optimizer_tensors, optimizer_tensors
 
 # What may differ between two parts of one run, or two runs of one study: names, and where and how
@@ -139,7 +140,8 @@ class RunState:
         """Take over the weights of another run's checkpoint or of a bundle, nothing else.
 
         Its tasks and classes may be others than this run's: heads that it lacks or that tell
-        other classes stay as they were built, those that this run lacks are left behind.
+        other classes stay as they were built, those that this run lacks are left behind. Its
+        decoder may be the one that this run's extends.
 
         Args:
             path: a checkpoint's .json, a bundle's folder, or a shipped bundle's name.
@@ -187,6 +189,10 @@ class RunState:
             weights = {k: value for k, value in weights.items() if not k.startswith(_SHARED)}
         elif not any(key.startswith(_SHARED) for key in weights):
             weights |= {key: value for key, value in built.items() if key.startswith(_SHARED)}
+        if own.decoder != settings.decoder:
+            # What the decoder has besides what it extends.
+            added = {key: value for key, value in built.items() if key.startswith('fusions.')}
+            weights = added | weights
         load_weights(self.parts['network'], weights, path)
         if self.average is not None:
             load_weights(self.average.network, weights, path)
@@ -247,6 +253,8 @@ def refuse_other_network(
     if not same_heads:
         free = {'tasks', 'drop_path', 'max_boxes', 'classes'}.union(*_OF_HEADS.values())
         wanted = {key: value for key, value in wanted.items() if key not in free}
+        if DECODERS[wanted['decoder']].extends == stored['decoder']:
+            del wanted['decoder']
     different = [(key, stored[key], wanted[key]) for key in wanted if stored[key] != wanted[key]]
     if different:
         raise CheckpointError(

@@ -250,6 +250,27 @@ def test_a_bundles_weights_come_back_ready_to_learn(
     bundle: ModelBundle, images: np.ndarray
 ) -> None:
     """The network computes what the bundle computes, with the batch's own statistics too."""
+    check_weights_come_back(bundle, images)
+
+
+def test_attention_grows_on_a_trained_pyramid_and_comes_back_from_its_bundle(
+    run: Path, images: np.ndarray, tmp_path: Path
+) -> None:
+    config = tiny_config(
+        run.parent / 'data',
+        run.parent / 'cache',
+        network={'decoder': 'attentive_pyramid', 'decoder_channels': 16},
+        schedule={'steps': 8, 'warmup_steps': 0, 'evaluations': 1},
+        ema_decay=0.5,
+    )
+    train(config, tmp_path / 'next', start_from=run / 'last.json')
+    grown, _ = load_network(tmp_path / 'next' / 'last.json')
+    assert grown.fusions['shared'].attention.out.weight.abs().max() > 0
+    bundle = export_bundle(tmp_path / 'next' / 'last.json', tmp_path / 'grown', size=SIZE)
+    check_weights_come_back(bundle, images)
+
+
+def check_weights_come_back(bundle: ModelBundle, images: np.ndarray) -> None:
     network = build_stored_network(*trained_network(bundle))
     pictures = torch.from_numpy(images).permute(0, 3, 1, 2)
     load_bundle_weights(network, bundle, [pictures])

@@ -291,7 +291,7 @@ def test_group_norm_gives_a_picture_the_same_gradient_in_any_batch() -> None:
     [
         ({'tasks': ('depth', 'depth')}, 'at most once'),
         ({'tasks': ()}, 'segmentation, depth, normals'),
-        ({'decoder': 'unet'}, 'pyramid, bifpn, deeplab, segformer'),
+        ({'decoder': 'unet'}, 'pyramid, attentive_pyramid, bifpn, deeplab, segformer'),
         ({'sharing': 'soft'}, 'cross_stitch'),
         ({'depth_min': 3.0, 'depth_max': 2.0}, 'depth_min < depth_max'),
         ({'depth_activation': 'exp'}, 'bounded or linear'),

@@ -272,6 +272,28 @@ def test_a_start_without_some_heads_says_so_and_keeps_the_rest(
         assert torch.allclose(before[name], after[name], atol=1e-6), name
 
 
+def test_an_attentive_pyramid_begins_as_the_pyramid_that_it_extends(
+    finished: Path, pictures: Path, cache: Path, tmp_path: Path
+) -> None:
+    common = {
+        'schedule': {'steps': 1, 'warmup_steps': 0, 'evaluations': 1},
+        'optimizer': {'lr': 1e-12, 'weight_decay': 0.0},
+    }
+    attentive = {'decoder': 'attentive_pyramid', 'decoder_channels': 16}
+    config = tiny_config(pictures, cache, network=attentive, **common)
+    train(config, tmp_path / 'next', start_from=finished / 'last.json')
+    start, _ = load_network(finished / 'last.json')
+    end, _ = load_network(tmp_path / 'next' / 'last.json')
+    # With the batch's own statistics: the step has moved the running ones.
+    picture = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    with torch.no_grad():
+        expected, found = start.train()(picture), end.train()(picture)
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+    back = tiny_config(pictures, cache, **common)
+    with pytest.raises(CheckpointError, match='decoder attentive_pyramid != pyramid'):
+        train(back, tmp_path / 'back', start_from=tmp_path / 'next' / 'last.json')
+
+
 @pytest.mark.parametrize(
     ('sharing', 'tasks'),
     [('hard', ['classification']), ('mtan', ['depth', 'detection'])],

@@ -23,18 +23,26 @@ class Decoder:
         head: f(channels of the fused map, outputs, width, norm) -> module ending in a convolution.
         align_corners: how its output is scaled to the picture's size.
         coarse: whether the fused map has the coarsest map's size and not the finest's.
+        extends: another decoder whose weights this one can go on from: what it has besides does
+            nothing before the first step of training.
     """
 
     fusion: Callable[[Sequence[int], int, str], nn.Module]
     head: Callable[[int, int, int, str], nn.Sequential]
     align_corners: bool = False
     coarse: bool = False
+    extends: str | None = None
 
 
 DECODERS: dict[str, Decoder] = {
     'pyramid': Decoder(
         fusion=PyramidFusion,
         head=lambda fused, outputs, width, norm: PyramidHead(fused, outputs, norm),
+    ),
+    'attentive_pyramid': Decoder(
+        fusion=lambda channels, width, norm: PyramidFusion(channels, width, norm, attentive=True),
+        head=lambda fused, outputs, width, norm: PyramidHead(fused, outputs, norm),
+        extends='pyramid',
     ),
     'bifpn': Decoder(
         fusion=BiFpnFusion,

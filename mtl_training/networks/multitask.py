@@ -41,7 +41,7 @@ class NetworkConfig:
     Attributes:
         backbone: timm's name (see `build_backbone`).
         pretrained: False, True (ImageNet weights by timm's hub) or a path to them.
-        decoder: `pyramid`, `bifpn`, `deeplab` or `segformer`.
+        decoder: `pyramid`, `attentive_pyramid`, `bifpn`, `deeplab` or `segformer`.
         decoder_channels: width of all decoders but `deeplab`, and of the detection's head.
         decoder_norm: `batch` or `group` normalisation in the decoders but `deeplab`.
         sharing: `hard`, `cross_stitch`, `mtan` or `mmoe`.
