@@ -203,7 +203,7 @@ def test_configurations_find_the_data_by_the_environment(monkeypatch: pytest.Mon
     names = [path.stem for path in CONFIG_FOLDER.glob('*.yaml')]
     sources = [source for name in names for source in load_config(name).data.sources]
     paths = {str(source.location) for source in sources}
-    worlds = {'runs/worlds', 'runs/worlds_wide', 'runs/worlds_20000'}
+    worlds = {'runs/worlds', 'runs/worlds_wide', 'runs/worlds_20000', 'runs/worlds_30000'}
     assert paths == {'../shared/data/nyuv2_288x384', 'mine'} | worlds
     studies = STUDY_FOLDER.glob('*.yaml')
     assert {str(load_study(path).measure.location) for path in studies} == {
